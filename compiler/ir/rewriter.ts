@@ -1,0 +1,175 @@
+/**
+ * The one way to change a graph. New nodes go in front of an anchor, get unique names, their types
+ * inferred and the names of the source nodes they stand for; changes are counted.
+ */
+import { assert } from '../../runtime/errors.ts';
+import type { Tensor } from '../../runtime/tensor.ts';
+import type { Attribute, Attributes } from './attribute.ts';
+import type { Graph, Model, ValueType } from './graph.ts';
+import { Node, Value } from './graph.ts';
+import { Weight } from './weight.ts';
+
+/** Computes the types of a node's outputs; see `infer.ts`. */
+export type InferNode = (node: Node, model: Model) => readonly ValueType[];
+
+/** Details of a new node. */
+export interface NodeOptions {
+  /** Domain; default ''. */
+  readonly domain?: string;
+  /** Name; default: the anchor's, so that a message names what the user wrote. */
+  readonly name?: string;
+  /** Number of outputs; default 1. */
+  readonly outputs?: number;
+  /** Names of the source nodes it stands for; default: the anchor's. */
+  readonly from?: readonly string[];
+}
+
+/** Edits one model in place. */
+export class Rewriter {
+  /** The model being edited. */
+  readonly model: Model;
+  /** Edits so far. */
+  changes = 0;
+  private readonly infer: InferNode;
+  private anchor: Node | undefined;
+  private graph: Graph;
+
+  constructor(model: Model, infer: InferNode) {
+    this.model = model;
+    this.graph = model.graph;
+    this.infer = infer;
+  }
+
+  /** Puts new nodes in front of `anchor` from now on, in the graph it belongs to. */
+  before(anchor: Node): this {
+    assert(anchor.graph !== undefined, `${anchor.describe()} is not in a graph`);
+    this.anchor = anchor;
+    this.graph = anchor.graph;
+    return this;
+  }
+
+  /** Appends new nodes at the end of `graph` from now on. */
+  atEnd(graph: Graph = this.model.graph): this {
+    this.anchor = undefined;
+    this.graph = graph;
+    return this;
+  }
+
+  /**
+   * Adds a node with one output.
+   *
+   * @param op - op type
+   * @param inputs - undefined where an optional input is absent
+   * @param attributes - made with `int()`, `float()`, … of `attribute.ts`
+   * @returns its output, with dtype and shape inferred
+   */
+  op(
+    op: string,
+    inputs: readonly (Value | undefined)[],
+    attributes: Attributes = {},
+    options: NodeOptions = {},
+  ): Value {
+    return this.node(op, inputs, attributes, options).output(0);
+  }
+
+  /** Adds a node; see {@link Rewriter.op}. */
+  node(
+    op: string,
+    inputs: readonly (Value | undefined)[],
+    attributes: Attributes = {},
+    options: NodeOptions = {},
+  ): Node {
+    const name = options.name ?? this.anchor?.name ?? '';
+    const base = name === '' ? op : name;
+    const outputs = Array.from(
+      { length: options.outputs ?? 1 },
+      () => new Value(this.model.uniqueName(`${base}_out`)),
+    );
+    const node = new Node(op, outputs, {
+      domain: options.domain ?? '',
+      name,
+      attributes,
+      from: options.from ?? this.anchor?.from ?? [],
+    });
+    inputs.forEach((value, index) => node.setInput(index, value));
+    this.graph.insert(node, this.anchor);
+    this.refresh(node);
+    this.changes++;
+    return node;
+  }
+
+  /** Adds a constant held in memory to the main graph, where every subgraph can use it too. */
+  constant(name: string, value: Tensor | Weight): Value {
+    const weight = value instanceof Weight ? value : Weight.of(value);
+    const result = new Value(this.model.uniqueName(name), {
+      dtype: weight.dtype,
+      shape: weight.shape,
+    });
+    result.weight = weight;
+    this.model.graph.addConstant(result);
+    this.changes++;
+    return result;
+  }
+
+  /** Makes every user of `old`, graph outputs included, use `value` instead. */
+  replaceUses(old: Value, value: Value): void {
+    if (old === value) return;
+    for (const node of old.users.keys())
+      node.inputs.forEach((input, index) => {
+        if (input === old) node.setInput(index, value);
+      });
+    if (old.isOutput)
+      for (const graph of this.model.graph.allGraphs())
+        graph.outputs.forEach((output, index) => {
+          if (output === old) graph.setOutput(value, index);
+        });
+    this.changes++;
+  }
+
+  /**
+   * Replaces a value that is a graph output and must keep its public name: `value` takes the name.
+   * Interior values are replaced as {@link Rewriter.replaceUses} does.
+   */
+  replace(old: Value, value: Value): void {
+    if (old.isOutput && value.producer !== undefined && !value.isOutput) {
+      const { name } = old;
+      old.name = this.model.uniqueName(`${name}_replaced`);
+      value.name = name;
+    }
+    value.dtype ??= old.dtype;
+    value.shape ??= old.shape;
+    this.replaceUses(old, value);
+  }
+
+  /** Points an input at another value. */
+  setInput(node: Node, index: number, value: Value | undefined): void {
+    node.setInput(index, value);
+    this.changes++;
+  }
+
+  /** Changes or, with undefined, removes an attribute. */
+  setAttribute(node: Node, name: string, attribute: Attribute | undefined): void {
+    node.setAttribute(name, attribute);
+    this.changes++;
+  }
+
+  /** Removes a node that nothing uses. */
+  remove(node: Node): void {
+    assert(node.graph !== undefined, `${node.describe()} was already removed`);
+    if (this.anchor === node) this.anchor = node.next;
+    node.graph.remove(node);
+    this.changes++;
+  }
+
+  /** Infers the types of a node's outputs again. */
+  refresh(node: Node): void {
+    const types = this.infer(node, this.model);
+    node.outputs.forEach((output, index) => {
+      const type = types[index];
+      if (output === undefined || type === undefined) return;
+      output.dtype = type.dtype ?? output.dtype;
+      output.shape = type.shape ?? output.shape;
+      output.elements = type.elements ?? output.elements;
+    });
+  }
+}

@@ -1,0 +1,94 @@
+/**
+ * A constant whose bytes are read when somebody asks. The bytes may lie in the model file, in an
+ * external data file or in memory; reading them twice is normal and nothing keeps them. This is what
+ * lets a model larger than memory pass through the compiler.
+ *
+ * Reading is synchronous on purpose: shape inference and patterns look at small constants all the
+ * time. A browser runs the compiler in a worker, where synchronous reads of a Blob exist.
+ */
+import { assert, wrongType } from '../../runtime/errors.ts';
+import type { DType, Tensor } from '../../runtime/tensor.ts';
+import { bytesFor, bytesOf, elementCount, tensor, viewBytes } from '../../runtime/tensor.ts';
+
+/** Reads `length` bytes from byte `start` of one tensor's storage. */
+export type ByteSource = (start: number, length: number) => Uint8Array;
+
+/** A constant tensor, read on demand. */
+export class Weight {
+  /** Element type. */
+  readonly dtype: DType;
+  /** Dimensions. */
+  readonly shape: readonly number[];
+  /** Bytes of storage; 0 for strings, which are held in memory. */
+  readonly byteLength: number;
+  private readonly source: ByteSource;
+  private readonly strings: readonly string[] | undefined;
+
+  private constructor(
+    dtype: DType,
+    shape: readonly number[],
+    source: ByteSource,
+    strings: readonly string[] | undefined,
+  ) {
+    this.dtype = dtype;
+    this.shape = shape;
+    this.byteLength = bytesFor(dtype, elementCount(shape));
+    this.source = source;
+    this.strings = strings;
+  }
+
+  /** A constant held in memory. The tensor is shared, not copied, and must not change. */
+  static of(value: Tensor): Weight {
+    if (value.dtype === 'string') {
+      return new Weight(
+        'string',
+        value.shape,
+        () => new Uint8Array(0),
+        value.data as readonly string[],
+      );
+    }
+    const bytes = bytesOf(value.data);
+    return new Weight(
+      value.dtype,
+      value.shape,
+      (start, length) => bytes.subarray(start, start + length),
+      undefined,
+    );
+  }
+
+  /**
+   * A constant that stays where it is until it is read.
+   *
+   * @param dtype - element type, not `string`
+   * @param shape - dimensions
+   * @param source - reads a range of the little-endian storage, {@link bytesFor} bytes in all
+   */
+  static lazy(dtype: DType, shape: readonly number[], source: ByteSource): Weight {
+    assert(dtype !== 'string', 'Weight.lazy: strings are held in memory');
+    return new Weight(dtype, shape, source, undefined);
+  }
+
+  /**
+   * Little-endian bytes of the storage, or of a part of it, so that a large tensor can be copied or
+   * hashed in pieces.
+   */
+  bytes(start = 0, length: number = this.byteLength - start): Uint8Array {
+    if (this.strings !== undefined) throw wrongType('dtype', 'a dtype with bytes', 'string');
+    return this.source(start, length);
+  }
+
+  /** The whole tensor. */
+  tensor(): Tensor {
+    if (this.strings !== undefined) return tensor('string', this.shape, this.strings);
+    return tensor(this.dtype, this.shape, viewBytes(this.dtype, this.bytes()));
+  }
+
+  /** The same storage under another shape of equal size. */
+  reshaped(shape: readonly number[]): Weight {
+    assert(
+      elementCount(shape) === elementCount(this.shape),
+      `Weight.reshaped: [${this.shape}] to [${shape}]`,
+    );
+    return new Weight(this.dtype, shape, this.source, this.strings);
+  }
+}

@@ -1,0 +1,166 @@
+/**
+ * The bundle manifest: types only. `bundle.ts` reads and checks it, the compiler's `emit/` writes it,
+ * `docs/bundle.md` specifies it. Sorted keys, no dates, no timings, no absolute paths: the same input,
+ * recipe and version give the same bytes.
+ */
+import type { DType } from './tensor.ts';
+
+/** Version of the bundle format this runtime reads. */
+export const BUNDLE_VERSION = 1;
+
+/** A size: a number, or the name of / expression over named sizes (`past + sequence`). */
+export type DimSpec = number | string;
+
+/** An input or output of the model. */
+export interface TensorSpec {
+  readonly name: string;
+  readonly dtype: DType;
+  readonly shape: readonly DimSpec[];
+}
+
+/** A file of the bundle. Paths are relative, use `/` and never leave the folder. */
+export interface FileSpec {
+  readonly path: string;
+  readonly bytes: number;
+  /** Lower-case hex. */
+  readonly sha256: string;
+}
+
+/** A tensor in the concatenation of all weight files. */
+export interface WeightSpec {
+  readonly name: string;
+  /** Storage dtype of the bytes. */
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  /** Byte offset in the concatenation of `weights.files`; a multiple of 256. */
+  readonly offset: number;
+  readonly bytes: number;
+  /** Number format when the tensor is (part of) a quantized weight: `w4g32`, `f16`, … */
+  readonly format?: string;
+}
+
+/** One past/present pair of a decoder. */
+export interface StateSpec {
+  /** Graph input fed with the cache. */
+  readonly input: string;
+  /** Graph output holding the cache after the call. */
+  readonly output: string;
+  readonly dtype: DType;
+  /** Sizes with one axis that grows by the tokens of a call. */
+  readonly shape: readonly DimSpec[];
+  /** Axis that grows. */
+  readonly axis: number;
+}
+
+/** How a decoder is driven. Written by the compiler from what it recognised; never guessed at run time. */
+export interface DecoderSpec {
+  /** Input of token ids, [batch, sequence]. */
+  readonly ids: string;
+  /** Input of the attention mask over past and present tokens, [batch, past + sequence], when there is one. */
+  readonly mask?: string;
+  /** Input of positions, [batch, sequence], when there is one. */
+  readonly positions?: string;
+  /** Other inputs whose value follows from the bookkeeping alone, and how. */
+  readonly flags?: readonly {
+    readonly input: string;
+    readonly value: 'use-cache' | 'sequence-length' | 'total-length' | 'past-length';
+  }[];
+  /** Output of next-token logits, [batch, sequence, vocabulary] or [batch, 1, vocabulary]. */
+  readonly logits: string;
+  readonly vocabulary: number;
+  /** Most tokens, past and present together. */
+  readonly contextLength: number;
+  readonly state: readonly StateSpec[];
+  /** Ids that end a generation. */
+  readonly endIds: readonly number[];
+  /** Id put in front of a prompt, when the tokenizer does not. */
+  readonly startId?: number;
+}
+
+/** Text files that make a decoder usable with strings. */
+export interface TextSpec {
+  /** Path of `tokenizer.json`. */
+  readonly tokenizer: string;
+  /** Path of `tokenizer_config.json`. */
+  readonly tokenizerConfig?: string;
+  /** Chat template (Jinja), when the model has one. */
+  readonly chatTemplate?: string;
+  /** Sampling defaults of the model. */
+  readonly generation?: Readonly<Record<string, number | boolean>>;
+}
+
+/** An onnxruntime-web program: the graph without weights. */
+export interface OnnxProgram {
+  readonly kind: 'onnx';
+  /** Path of the graph; its weights are external data at offsets of the weight concatenation. */
+  readonly file: string;
+  /** Name of the external data file the graph refers to. */
+  readonly externalData: string;
+  readonly provider: 'wasm' | 'webgpu';
+  readonly sessionOptions: Readonly<Record<string, unknown>>;
+}
+
+/** Bytes a session needs, by class; sizes at batch 1 and the stated context. */
+export interface MemorySpec {
+  readonly weights: number;
+  /** Activations. An estimate for engine `ort`, exact for planned engines. */
+  readonly arena: number;
+  /** KV cache and other state at `tokens`. */
+  readonly state: number;
+  /** Context length the figures are for; 0 when the model keeps no state. */
+  readonly tokens: number;
+  /** Whether the figures are a plan (exact) or an estimate. */
+  readonly exact: boolean;
+}
+
+/** Small inputs with expected outputs, replayed by `session.check()`. */
+export interface CanarySpec {
+  /** Path of the canary file: JSON header and tensors, see docs/bundle.md. */
+  readonly file: string;
+  /** Largest accepted |difference| as a fraction of the expected output's range. */
+  readonly tolerance: number;
+}
+
+/** `manifest.json`. */
+export interface Manifest {
+  readonly format: 'fettle-bundle';
+  readonly version: typeof BUNDLE_VERSION;
+  readonly compiler: string;
+  readonly target: string;
+  readonly engine: 'wasm' | 'webgpu' | 'ort';
+  readonly model: {
+    readonly name: string;
+    /** Hash of the source: graph file and external data. */
+    readonly sha256: string;
+    readonly kind: 'decoder' | 'encoder' | 'model';
+    readonly parameters: number;
+  };
+  /** Host features the engine needs. */
+  readonly features: readonly string[];
+  readonly inputs: readonly TensorSpec[];
+  readonly outputs: readonly TensorSpec[];
+  readonly decoder?: DecoderSpec;
+  readonly text?: TextSpec;
+  readonly program: OnnxProgram;
+  readonly weights: {
+    readonly bytes: number;
+    /** Chunks of at most 16 MiB, in order; a tensor may span several. */
+    readonly files: readonly FileSpec[];
+    readonly tensors: readonly WeightSpec[];
+  };
+  /** Every other file except the manifest itself. */
+  readonly files: readonly FileSpec[];
+  readonly memory: MemorySpec;
+  readonly canaries?: CanarySpec;
+  /** Quality measured at compile time. */
+  readonly quality?: {
+    readonly metric: string;
+    readonly before: number;
+    readonly after: number;
+    readonly dataSha256: string;
+  };
+  readonly recipe: Readonly<Record<string, unknown>>;
+  /** What each pass did, wall times left out. */
+  readonly passes: readonly unknown[];
+  readonly warnings: readonly string[];
+}
