@@ -1,0 +1,243 @@
+/**
+ * The recipe: everything that decides what a compilation produces, as JSON. Every flag of
+ * `fettle compile` is one of its fields, and the bundle stores it. What it leaves out has the
+ * default stated beside the field, so two equal recipes mean two equal bundles.
+ *
+ * { "weights": "w4g32", "maxSize": "3MB" }  ->  { weights: 'w4g32', maxSize: 3000000, … }
+ */
+import { FettleError, nearest } from '../runtime/errors.ts';
+import { parseFraction, parseSize } from './units.ts';
+
+/** Sizes of one input: numbers, or names for sizes that stay open. */
+export type InputShape = readonly (number | string)[];
+
+/** What decides a compilation. Made by {@link parseRecipe}, which fills in the defaults. */
+export interface Recipe {
+  /**
+   * Format of weight matrices and tables: `f32`, `f16`, `w8g32`, `w4g32`, … Absent: the best uniform
+   * format that meets `maxSize`, or the model's own dtypes when there is no size budget.
+   */
+  readonly weights?: string;
+  /** Scales of quantized weights: `mse` searches the clip of least squared error, `none` spans the range. */
+  readonly clip: 'mse' | 'none';
+  /** Constants that keep their dtype: names, or patterns with `*`. */
+  readonly skip: readonly string[];
+  /** Sizes of inputs to specialize for, by input name. */
+  readonly shapes: Readonly<Record<string, InputShape>>;
+  /** Tokens (past and present) that the memory figures are for. Absent: what the model allows. */
+  readonly contextLength?: number;
+  /** Most bytes of the bundle, every file counted. */
+  readonly maxSize?: number;
+  /** Most bytes of weights, arena and state together, as the engine holds them. */
+  readonly maxMemory?: number;
+  /** Largest accepted loss of quality, as a fraction (0.01 for 1%). */
+  readonly maxLoss?: number;
+  /** Blocks to drop. Only 0 until dropping layers is supported. */
+  readonly dropLayers: number;
+  /** Format of the KV cache. Only `source` until KV compression is supported. */
+  readonly kv: 'source';
+  /** Whether fusion rules run. */
+  readonly fusion: boolean;
+  /** Seed of everything random: canary inputs, searches. */
+  readonly seed: number;
+}
+
+/** The recipe of an empty object: clean-up only, weights as they are. */
+export const defaultRecipe: Recipe = {
+  clip: 'mse',
+  skip: [],
+  shapes: {},
+  dropLayers: 0,
+  kv: 'source',
+  fusion: true,
+  seed: 1,
+};
+
+/** Named recipes, for `--recipe <name>`. */
+export const presets: Readonly<
+  Record<string, { readonly summary: string; readonly recipe: Recipe }>
+> = {
+  default: { summary: 'clean-up only; weights keep their dtype', recipe: defaultRecipe },
+  half: {
+    summary: 'half-precision weights, half the bytes of f32',
+    recipe: { ...defaultRecipe, weights: 'f16' },
+  },
+  balanced: {
+    summary: '8-bit weights, one scale per 32; about a quarter of f32',
+    recipe: { ...defaultRecipe, weights: 'w8g32' },
+  },
+  small: {
+    summary: '4-bit weights, one scale per 32; about a seventh of f32',
+    recipe: { ...defaultRecipe, weights: 'w4g32' },
+  },
+};
+
+type Reader = (value: unknown, option: string) => unknown;
+
+/** One reader per field, in the order in which messages list them. */
+const readers: Readonly<Record<keyof Recipe, Reader>> = {
+  weights: readWeights,
+  clip: oneOf('mse', 'none'),
+  skip: readSkip,
+  shapes: readShapes,
+  contextLength: wholeNumber(1),
+  maxSize: parseSize,
+  maxMemory: parseSize,
+  maxLoss: parseFraction,
+  dropLayers: notYet('dropLayers', 0),
+  kv: notYet('kv', 'source'),
+  fusion: readBoolean,
+  seed: wholeNumber(0),
+};
+
+/**
+ * Checks a recipe and fills in the defaults. Sizes may be numbers of bytes or text such as `3MB` and
+ * `450MiB`; fractions numbers or text such as `1%`.
+ *
+ * @param json - a parsed JSON object, or part of a recipe
+ * @param base - what absent fields are taken from; {@link defaultRecipe} unless given
+ * @throws {@link FettleError} USAGE when a key is unknown, a value is not accepted or not supported yet
+ *
+ * @example
+ * const recipe = parseRecipe({ weights: 'w4g32', maxSize: '3MB' });
+ */
+export function parseRecipe(json: unknown, base: Recipe = defaultRecipe): Recipe {
+  if (typeof json !== 'object' || json === null || Array.isArray(json))
+    throw new FettleError('USAGE', `A recipe is a JSON object, not ${describe(json)}.`, {
+      fix: 'Write something like { "weights": "w4g32" }.',
+    });
+  const known: Record<string, Reader> = readers;
+  const recipe: Record<string, unknown> = { ...base };
+  for (const [key, value] of Object.entries(json)) {
+    const reader = Object.hasOwn(known, key) ? known[key] : undefined;
+    if (reader === undefined) throw unknownKey(key, Object.keys(known));
+    if (value !== undefined) recipe[key] = reader(value, key);
+  }
+  // the readers are typed by field above; this is the one place where they are put together
+  return recipe as unknown as Recipe;
+}
+
+/**
+ * A preset by name.
+ *
+ * @throws {@link FettleError} USAGE when there is no such preset
+ */
+export function presetRecipe(name: string): Recipe {
+  const preset = Object.hasOwn(presets, name) ? presets[name] : undefined;
+  if (preset !== undefined) return preset.recipe;
+  const names = Object.keys(presets);
+  const close = nearest(name, names);
+  throw new FettleError('USAGE', `There is no recipe called "${name}".`, {
+    at: { option: 'recipe' },
+    fix:
+      close === undefined
+        ? `Use one of ${names.join(', ')}, or the path of a JSON file.`
+        : `Did you mean "${close}"?`,
+  });
+}
+
+/**
+ * Reads `--shape` text: `x=1x3x48x320`, sizes separated by `x`, names for sizes that stay open
+ * (`x=batchx3x48x320` would be ambiguous: separate with commas, `x=batch,3,48,320`).
+ *
+ * @throws {@link FettleError} USAGE when it does not read so
+ */
+export function parseShapeOption(text: string): readonly [input: string, shape: InputShape] {
+  const at = text.lastIndexOf('=');
+  const sizes = text.slice(at + 1);
+  if (at < 1 || sizes === '')
+    throw new FettleError('USAGE', `Cannot read the shape "${text}".`, {
+      at: { option: 'shape' },
+      fix: 'Write input=1x3x48x320, or input=batch,3,48,320 when a size has a name.',
+    });
+  const parts = sizes.includes(',') ? sizes.split(',') : sizes.split('x');
+  const shape = parts.map((part) => (/^\d+$/.test(part.trim()) ? Number(part) : part.trim()));
+  return [text.slice(0, at), readShape(shape, 'shape', text)];
+}
+
+function readWeights(value: unknown, option: string): string {
+  if (typeof value === 'string' && /^auto(:|$)/.test(value))
+    throw notSupported(option, value, 'one format for all weights, for example w4g32');
+  // whether the format exists and the target runs it is for the format table and the target to say
+  if (typeof value === 'string' && /^[a-z][a-z0-9]*$/.test(value)) return value;
+  throw unacceptable(option, 'a weight format such as w4g32, w8g32, f16 or f32', value);
+}
+
+function readSkip(value: unknown, option: string): readonly string[] {
+  const names = typeof value === 'string' ? value.split(',') : value;
+  if (Array.isArray(names) && names.every((name) => typeof name === 'string' && name !== ''))
+    return names as string[];
+  throw unacceptable(option, 'a list of names of constants', value);
+}
+
+function readShapes(value: unknown, option: string): Readonly<Record<string, InputShape>> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw unacceptable(option, 'an object of input name to list of sizes', value);
+  return Object.fromEntries(
+    Object.entries(value).map(([input, shape]) => [input, readShape(shape, option, input)]),
+  );
+}
+
+function readShape(shape: unknown, option: string, place: string): InputShape {
+  const accepted = (dim: unknown): boolean =>
+    typeof dim === 'number' ? Number.isSafeInteger(dim) && dim > 0 : isSizeName(dim);
+  if (Array.isArray(shape) && shape.every(accepted)) return shape as (number | string)[];
+  throw unacceptable(option, `sizes > 0 or names of sizes for "${place}"`, shape);
+}
+
+function isSizeName(dim: unknown): boolean {
+  return typeof dim === 'string' && /^[A-Za-z_][\w.]*$/.test(dim);
+}
+
+function readBoolean(value: unknown, option: string): boolean {
+  if (typeof value === 'boolean') return value;
+  throw unacceptable(option, 'true or false', value);
+}
+
+function wholeNumber(least: number): Reader {
+  return (value, option) => {
+    if (typeof value === 'number' && Number.isSafeInteger(value) && value >= least) return value;
+    throw unacceptable(option, `a whole number >= ${least}`, value);
+  };
+}
+
+function oneOf(...names: readonly string[]): Reader {
+  return (value, option) => {
+    if (typeof value === 'string' && names.includes(value)) return value;
+    throw unacceptable(option, names.join(' or '), value);
+  };
+}
+
+/** A field whose substance a later version brings: only the value that changes nothing is accepted. */
+function notYet(field: string, neutral: unknown): Reader {
+  return (value, option) => {
+    if (value === neutral) return value;
+    throw notSupported(option, value, `no ${field}, or ${field}: ${JSON.stringify(neutral)}`);
+  };
+}
+
+function notSupported(option: string, value: unknown, instead: string): FettleError {
+  return new FettleError('USAGE', `${option}: ${describe(value)} is not supported yet.`, {
+    at: { option },
+    fix: `Use ${instead}.`,
+  });
+}
+
+function unacceptable(option: string, wanted: string, value: unknown): FettleError {
+  return new FettleError('USAGE', `${option}: wanted ${wanted}, got ${describe(value)}.`, {
+    at: { option },
+    fix: `Give ${wanted}.`,
+  });
+}
+
+function unknownKey(key: string, known: readonly string[]): FettleError {
+  const close = nearest(key, known);
+  return new FettleError('USAGE', `A recipe has no field "${key}".`, {
+    at: { option: key },
+    fix: close === undefined ? `Its fields are ${known.join(', ')}.` : `Did you mean "${close}"?`,
+  });
+}
+
+function describe(value: unknown): string {
+  return JSON.stringify(value) ?? typeof value;
+}
