@@ -63,7 +63,13 @@ export interface DecoderSpec {
   /** Other inputs whose value follows from the bookkeeping alone, and how. */
   readonly flags?: readonly {
     readonly input: string;
-    readonly value: 'use-cache' | 'sequence-length' | 'total-length' | 'past-length';
+    /** See the decoder table in docs/bundle.md; every element of the input is set to it. */
+    readonly value:
+      | 'use-cache'
+      | 'sequence-length'
+      | 'total-length'
+      | 'past-length'
+      | 'last-position';
   }[];
   /** Output of next-token logits, [batch, sequence, vocabulary] or [batch, 1, vocabulary]. */
   readonly logits: string;
@@ -83,9 +89,9 @@ export interface TextSpec {
   readonly tokenizer: string;
   /** Path of `tokenizer_config.json`. */
   readonly tokenizerConfig?: string;
-  /** Chat template (Jinja), when the model has one. */
+  /** The chat template itself (Jinja source, not a path), when the model has one. */
   readonly chatTemplate?: string;
-  /** Sampling defaults of the model. */
+  /** Sampling defaults of the model under their Hugging Face names; see docs/bundle.md. */
   readonly generation?: Readonly<Record<string, number | boolean>>;
 }
 
@@ -97,6 +103,7 @@ export interface OnnxProgram {
   /** Name of the external data file the graph refers to. */
   readonly externalData: string;
   readonly provider: 'wasm' | 'webgpu';
+  /** For `InferenceSession.create`; its `executionProviders` and `externalData` are ours to set. */
   readonly sessionOptions: Readonly<Record<string, unknown>>;
 }
 
@@ -115,7 +122,7 @@ export interface MemorySpec {
 
 /** Small inputs with expected outputs, replayed by `session.check()`. */
 export interface CanarySpec {
-  /** Path of the canary file: JSON header and tensors, see docs/bundle.md. */
+  /** Path of the canary file, listed in `files`: JSON header and tensors, see docs/bundle.md. */
   readonly file: string;
   /** Largest accepted |difference| as a fraction of the expected output's range. */
   readonly tolerance: number;
@@ -144,8 +151,12 @@ export interface Manifest {
   readonly program: OnnxProgram;
   readonly weights: {
     readonly bytes: number;
-    /** Chunks of at most 16 MiB, in order; a tensor may span several. */
+    /**
+     * Chunks in order, each at most 16 MiB and at most max(1 MiB, weights / 8); a tensor may span
+     * several. Hashing copies a chunk, so this is what keeps a load below 1.2x the weights.
+     */
     readonly files: readonly FileSpec[];
+    /** By rising offset, not overlapping. */
     readonly tensors: readonly WeightSpec[];
   };
   /** Every other file except the manifest itself. */
