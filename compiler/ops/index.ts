@@ -1,0 +1,37 @@
+/**
+ * Every op Fettle knows, by family. To add an op: add it to its family's array, and a case to the
+ * tests. A family file exports one `readonly OpDefinition[]`; `elementwise.ts` is the one to copy.
+ */
+import type { Node } from '../ir/graph.ts';
+import type { OpDefinition } from './definition.ts';
+import { elementwiseOps } from './elementwise.ts';
+
+/** The families, each a file of this folder. */
+export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
+  elementwise: elementwiseOps,
+};
+
+const definitions: ReadonlyMap<string, OpDefinition> = new Map(
+  Object.values(opFamilies)
+    .flat()
+    .map((definition) => [keyOf(definition.op, definition.domain), definition]),
+);
+
+/**
+ * The definition of an op, or undefined for one that Fettle does not know.
+ *
+ * @param op - op type
+ * @param domain - '' or 'ai.onnx' for ONNX. Default ''
+ */
+export function opDefinition(op: string, domain = ''): OpDefinition | undefined {
+  return definitions.get(keyOf(op, domain));
+}
+
+/** The definition of a node's op. */
+export function definitionOf(node: Node): OpDefinition | undefined {
+  return opDefinition(node.op, node.domain);
+}
+
+function keyOf(op: string, domain: string): string {
+  return domain === '' || domain === 'ai.onnx' ? op : `${domain}.${op}`;
+}
