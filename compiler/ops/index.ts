@@ -4,11 +4,19 @@
  */
 import type { Node } from '../ir/graph.ts';
 import type { OpDefinition } from './definition.ts';
+import { convTransposeOps } from './conv-transpose.ts';
+import { convOps } from './conv.ts';
+import { einsumOps } from './einsum.ts';
 import { elementwiseOps } from './elementwise.ts';
+import { matmulOps } from './matmul.ts';
 
 /** The families, each a file of this folder. */
 export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   elementwise: elementwiseOps,
+  matmul: matmulOps,
+  einsum: einsumOps,
+  conv: convOps,
+  'conv-transpose': convTransposeOps,
 };
 
 const definitions: ReadonlyMap<string, OpDefinition> = new Map(
