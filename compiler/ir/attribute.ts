@@ -7,7 +7,13 @@ import type { Graph } from './graph.ts';
 import type { Weight } from './weight.ts';
 
 /** One attribute of a node. */
-export type Attribute =
+export type Attribute = AttributeContent & {
+  /** Encoded AttributeProto fields besides name and contents (doc string), kept for the round trip. */
+  readonly carried?: Uint8Array;
+};
+
+/** Kind and contents of an attribute. */
+export type AttributeContent =
   | { readonly kind: 'int'; readonly value: bigint }
   | { readonly kind: 'float'; readonly value: number }
   | { readonly kind: 'string'; readonly value: string }

@@ -39,6 +39,12 @@ export class Value implements ValueType {
   opaqueType: Uint8Array | undefined;
   /** Free text of the source file, kept for the round trip. */
   docString: string | undefined;
+  /** ONNX `metadata_props` of the value. */
+  metadata: ReadonlyMap<string, string> = new Map();
+  /** ONNX denotations, kept for the round trip: of the type, then of each dimension. */
+  denotations: readonly string[] | undefined;
+  /** Encoded ValueInfoProto fields that Fettle does not know, kept for the round trip. */
+  carried: Uint8Array | undefined;
   /** The node that computes it. */
   producer: Node | undefined;
   /** Nodes that read it -> how many of their inputs do. Iteration order is insertion order. */
@@ -93,6 +99,8 @@ export class Node {
   metadata: ReadonlyMap<string, string> = new Map();
   /** Free text of the source file, kept for the round trip. */
   docString = '';
+  /** Encoded NodeProto fields that Fettle does not know (device configurations), kept for the round trip. */
+  carried: Uint8Array | undefined;
   /** The graph it belongs to; undefined once removed. */
   graph: Graph | undefined;
   /** @internal */
@@ -256,6 +264,8 @@ export class Graph {
   docString = '';
   /** ONNX `metadata_props` of the graph. */
   metadata: ReadonlyMap<string, string> = new Map();
+  /** Encoded GraphProto fields that Fettle does not know (quantization annotations), kept for the round trip. */
+  carried: Uint8Array | undefined;
   /** The node whose attribute this subgraph is; undefined for the main graph. */
   owner: Node | undefined;
   /** Inputs in order. */
@@ -412,6 +422,9 @@ export class Model {
   readonly metadata: Map<string, string> = new Map();
   /** Things worth telling the user that did not stop the reader. */
   readonly warnings: string[] = [];
+  /** Encoded ModelProto fields that Fettle does not know (training info), kept for the round trip. */
+  carried: Uint8Array | undefined;
+  private anonymousDims = 0;
   private readonly taken = new Set<string>();
 
   constructor(graph: Graph, opsets: ReadonlyMap<string, number>) {
@@ -422,6 +435,11 @@ export class Model {
   /** The ONNX opset version. */
   get opset(): number {
     return this.opsets.get('') ?? 1;
+  }
+
+  /** An anonymous size (`?1`, `?2`, …) that nothing else in the model has. */
+  freshDim(): Dim {
+    return `?${++this.anonymousDims}`;
   }
 
   /** Registers a name that is in use. False when it already was. */

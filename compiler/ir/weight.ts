@@ -13,6 +13,14 @@ import { bytesFor, bytesOf, elementCount, tensor, viewBytes } from '../../runtim
 /** Reads `length` bytes from byte `start` of one tensor's storage. */
 export type ByteSource = (start: number, length: number) => Uint8Array;
 
+/** What an ONNX file says about a tensor besides its contents, kept for the round trip. */
+export interface CarriedTensor {
+  /** Encoded TensorProto fields: doc string, metadata, the name of an attribute tensor. */
+  readonly tensor?: Uint8Array;
+  /** The encoded SparseTensorProto, when the file stores the tensor sparse. */
+  readonly sparse?: Uint8Array;
+}
+
 /** A constant tensor, read on demand. */
 export class Weight {
   /** Element type. */
@@ -21,6 +29,8 @@ export class Weight {
   readonly shape: readonly number[];
   /** Bytes of storage; 0 for strings, which are held in memory. */
   readonly byteLength: number;
+  /** What the source file says about the tensor besides its contents. */
+  readonly carried: CarriedTensor | undefined;
   private readonly source: ByteSource;
   private readonly strings: readonly string[] | undefined;
 
@@ -29,23 +39,21 @@ export class Weight {
     shape: readonly number[],
     source: ByteSource,
     strings: readonly string[] | undefined,
+    carried?: CarriedTensor,
   ) {
     this.dtype = dtype;
     this.shape = shape;
     this.byteLength = bytesFor(dtype, elementCount(shape));
     this.source = source;
     this.strings = strings;
+    this.carried = carried;
   }
 
   /** A constant held in memory. The tensor is shared, not copied, and must not change. */
-  static of(value: Tensor): Weight {
+  static of(value: Tensor, carried?: CarriedTensor): Weight {
     if (value.dtype === 'string') {
-      return new Weight(
-        'string',
-        value.shape,
-        () => new Uint8Array(0),
-        value.data as readonly string[],
-      );
+      const strings = value.data as readonly string[];
+      return new Weight('string', value.shape, () => new Uint8Array(0), strings, carried);
     }
     const bytes = bytesOf(value.data);
     return new Weight(
@@ -53,6 +61,7 @@ export class Weight {
       value.shape,
       (start, length) => bytes.subarray(start, start + length),
       undefined,
+      carried,
     );
   }
 
@@ -62,10 +71,16 @@ export class Weight {
    * @param dtype - element type, not `string`
    * @param shape - dimensions
    * @param source - reads a range of the little-endian storage, {@link bytesFor} bytes in all
+   * @param carried - what the source file says about the tensor besides its contents
    */
-  static lazy(dtype: DType, shape: readonly number[], source: ByteSource): Weight {
+  static lazy(
+    dtype: DType,
+    shape: readonly number[],
+    source: ByteSource,
+    carried?: CarriedTensor,
+  ): Weight {
     assert(dtype !== 'string', 'Weight.lazy: strings are held in memory');
-    return new Weight(dtype, shape, source, undefined);
+    return new Weight(dtype, shape, source, undefined, carried);
   }
 
   /**

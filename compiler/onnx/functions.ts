@@ -1,0 +1,102 @@
+/**
+ * Model-local functions, found by domain, name and overload.
+ */
+import { FettleError } from '../../runtime/errors.ts';
+import type { BoundAttribute } from './scope.ts';
+import { Scope } from './scope.ts';
+import type { AttributeProto, FunctionProto, NodeProto } from './schema.ts';
+
+/** The functions of a model, checked for recursion. */
+export class Functions {
+  private readonly byKey = new Map<string, FunctionProto>();
+
+  constructor(functions: readonly FunctionProto[]) {
+    for (const body of functions) {
+      const key = keyOf(body.domain, body.name, body.overload);
+      if (this.byKey.has(key))
+        throw new FettleError('MODEL_INVALID', `Function ${describe(body)} is defined twice.`, {
+          at: { function: describe(body) },
+          fix: 'Export the model again.',
+        });
+      this.byKey.set(key, body);
+    }
+    const finished = new Set<FunctionProto>();
+    for (const body of functions) this.refuseRecursion(body, new Set(), finished);
+  }
+
+  /** The function a node calls, or undefined when it is an op. */
+  find(node: NodeProto): FunctionProto | undefined {
+    return this.byKey.get(keyOf(node.domain, node.opType, node.overload));
+  }
+
+  private refuseRecursion(
+    body: FunctionProto,
+    open: Set<FunctionProto>,
+    finished: Set<FunctionProto>,
+  ): void {
+    if (finished.has(body)) return;
+    if (open.has(body))
+      throw new FettleError('MODEL_INVALID', `Function ${describe(body)} calls itself.`, {
+        at: { function: describe(body) },
+        fix: 'Export the model again; ONNX functions cannot be recursive.',
+      });
+    open.add(body);
+    for (const node of nestedNodes(body.node ?? [])) {
+      const callee = this.find(node);
+      if (callee !== undefined) this.refuseRecursion(callee, open, finished);
+    }
+    open.delete(body);
+    finished.add(body);
+  }
+}
+
+/** The attributes a function body sees: those of the call, then the function's defaults. */
+export function bindAttributes(
+  body: FunctionProto,
+  call: NodeProto,
+  scope: Scope,
+): Map<string, BoundAttribute> {
+  const bound = new Map<string, BoundAttribute>();
+  for (const proto of body.attributeProto ?? [])
+    bound.set(proto.name ?? '', { proto, scope: new Scope(undefined, new Map()) });
+  for (const proto of call.attribute ?? []) {
+    const resolved = resolveAttribute(proto, scope);
+    if (resolved !== undefined) bound.set(proto.name ?? '', resolved);
+  }
+  return bound;
+}
+
+/** Follows a reference to an attribute of the enclosing function; undefined when the call omits it. */
+export function resolveAttribute(proto: AttributeProto, scope: Scope): BoundAttribute | undefined {
+  const reference = proto.refAttrName ?? '';
+  if (reference === '') return { proto, scope };
+  return scope.bindings?.get(reference);
+}
+
+/** `domain.name` of a function, with its overload. */
+export function describe(body: FunctionProto): string {
+  const overload = (body.overload ?? '') === '' ? '' : `:${body.overload}`;
+  return `"${body.domain ?? ''}.${body.name ?? ''}${overload}"`;
+}
+
+/** The one spelling of a domain: `ai.onnx` is the empty one. */
+export function canonicalDomain(domain: string | undefined): string {
+  return domain === undefined || domain === 'ai.onnx' ? '' : domain;
+}
+
+function keyOf(
+  domain: string | undefined,
+  name: string | undefined,
+  overload: string | undefined,
+): string {
+  return JSON.stringify([canonicalDomain(domain), name ?? '', overload ?? '']);
+}
+
+function* nestedNodes(nodes: readonly NodeProto[]): Generator<NodeProto, void> {
+  for (const node of nodes) {
+    yield node;
+    for (const { g, graphs } of node.attribute ?? [])
+      for (const graph of [...(g == null ? [] : [g]), ...(graphs ?? [])])
+        yield* nestedNodes(graph.node ?? []);
+  }
+}
