@@ -18,8 +18,8 @@ export interface NodeOptions {
   readonly domain?: string;
   /** Name; default: the anchor's, so that a message names what the user wrote. */
   readonly name?: string;
-  /** Number of outputs; default 1. */
-  readonly outputs?: number;
+  /** Number of outputs, or for each whether it is present; default 1. */
+  readonly outputs?: number | readonly boolean[];
   /** Names of the source nodes it stands for; default: the anchor's. */
   readonly from?: readonly string[];
 }
@@ -33,6 +33,7 @@ export class Rewriter {
   private readonly infer: InferNode;
   private anchor: Node | undefined;
   private graph: Graph;
+  private sources: readonly string[] | undefined;
 
   constructor(model: Model, infer: InferNode) {
     this.model = model;
@@ -81,21 +82,33 @@ export class Rewriter {
   ): Node {
     const name = options.name ?? this.anchor?.name ?? '';
     const base = name === '' ? op : name;
-    const outputs = Array.from(
-      { length: options.outputs ?? 1 },
-      () => new Value(this.model.uniqueName(`${base}_out`)),
+    const wanted = options.outputs ?? 1;
+    const present = typeof wanted === 'number' ? new Array<boolean>(wanted).fill(true) : wanted;
+    const outputs = present.map((given) =>
+      given ? new Value(this.model.uniqueName(`${base}_out`)) : undefined,
     );
     const node = new Node(op, outputs, {
       domain: options.domain ?? '',
       name,
       attributes,
-      from: options.from ?? this.anchor?.from ?? [],
+      from: options.from ?? this.sources ?? this.anchor?.from ?? [],
     });
     inputs.forEach((value, index) => node.setInput(index, value));
     this.graph.insert(node, this.anchor);
     this.refresh(node);
     this.changes++;
     return node;
+  }
+
+  /** Runs `build`; nodes it adds stand for the source nodes `from`. */
+  deriving<T>(from: readonly string[], build: () => T): T {
+    const outer = this.sources;
+    this.sources = from;
+    try {
+      return build();
+    } finally {
+      this.sources = outer;
+    }
   }
 
   /** Adds a constant held in memory to the main graph, where every subgraph can use it too. */
@@ -109,6 +122,23 @@ export class Rewriter {
     this.model.graph.addConstant(result);
     this.changes++;
     return result;
+  }
+
+  /** Adds an input to the main graph. Its name must be new. */
+  graphInput(name: string, type: ValueType): Value {
+    assert(this.model.claimName(name), `the name "${name}" is taken`);
+    const value = new Value(name, type);
+    this.model.graph.inputs.push(value);
+    this.changes++;
+    return value;
+  }
+
+  /** Makes a value of the main graph its last output under a new public name. */
+  graphOutput(name: string, value: Value): void {
+    assert(this.model.claimName(name), `the name "${name}" is taken`);
+    value.name = name;
+    this.model.graph.setOutput(value);
+    this.changes++;
   }
 
   /** Makes every user of `old`, graph outputs included, use `value` instead. */
@@ -158,6 +188,19 @@ export class Rewriter {
     assert(node.graph !== undefined, `${node.describe()} was already removed`);
     if (this.anchor === node) this.anchor = node.next;
     node.graph.remove(node);
+    this.changes++;
+  }
+
+  /** Gives up an optional output that nothing uses, and trailing gaps with it. */
+  dropOutput(node: Node, index: number): void {
+    node.dropOutput(index);
+    node.trim();
+    this.changes++;
+  }
+
+  /** Removes a constant that nothing uses from the graph that holds it. */
+  removeConstant(graph: Graph, value: Value): void {
+    graph.removeConstant(value);
     this.changes++;
   }
 
