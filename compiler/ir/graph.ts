@@ -424,7 +424,7 @@ export class Model {
   readonly warnings: string[] = [];
   /** Encoded ModelProto fields that Fettle does not know (training info), kept for the round trip. */
   carried: Uint8Array | undefined;
-  private anonymousDims = 0;
+  private anonymousDims: number | undefined;
   private readonly taken = new Set<string>();
 
   constructor(graph: Graph, opsets: ReadonlyMap<string, number>) {
@@ -435,11 +435,6 @@ export class Model {
   /** The ONNX opset version. */
   get opset(): number {
     return this.opsets.get('') ?? 1;
-  }
-
-  /** An anonymous size (`?1`, `?2`, …) that nothing else in the model has. */
-  freshDim(): Dim {
-    return `?${++this.anonymousDims}`;
   }
 
   /** Registers a name that is in use. False when it already was. */
@@ -454,5 +449,27 @@ export class Model {
     let name = base;
     for (let suffix = 1; !this.claimName(name); suffix++) name = `${base}_${suffix}`;
     return name;
+  }
+
+  /** An anonymous size (`?1`, `?2`, …) that nothing else in the model has. */
+  freshDim(): Dim {
+    // a model that was parsed or copied may have some already
+    this.anonymousDims ??= this.largestAnonymousDim();
+    return `?${++this.anonymousDims}`;
+  }
+
+  private largestAnonymousDim(): number {
+    let largest = 0;
+    const look = (value: Value | undefined): void => {
+      for (const dim of [...(value?.shape ?? []), ...(value?.elements ?? [])])
+        if (typeof dim === 'string')
+          for (const [, number] of dim.matchAll(/\?(\d+)/g))
+            largest = Math.max(largest, Number(number));
+    };
+    for (const graph of this.graph.allGraphs()) {
+      for (const value of [...graph.inputs, ...graph.constants]) look(value);
+      for (const node of graph.nodes()) for (const value of node.outputs) look(value);
+    }
+    return largest;
   }
 }

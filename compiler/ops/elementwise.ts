@@ -28,7 +28,8 @@ import { expectSameDType, opError } from './support.ts';
 export type Unary = (x: number) => number;
 /** A function of two elements. */
 export type Binary = (x: number, y: number) => number;
-type WideBinary = (x: bigint, y: bigint) => bigint;
+/** The same for 64-bit integers. */
+export type WideBinary = (x: bigint, y: bigint) => bigint;
 
 /** An op with one input whose output has the same type. */
 export function unaryOp(op: string, compute: Unary, wide?: (x: bigint) => bigint): OpDefinition {
@@ -62,19 +63,22 @@ export function mapNumbers(x: Tensor, compute: Unary): Tensor {
 }
 
 /** What becomes of two operands with elements known as dimensions. */
-type DimBinary = (a: Dim, b: Dim) => Dim | undefined;
+export type DimBinary = (a: Dim, b: Dim) => Dim | undefined;
 
-interface BinaryDetails {
+/** What a binary op is besides its function. */
+export interface BinaryDetails {
   /** The same for 64-bit integers. Absent: doubles are exact enough. */
   readonly wide?: WideBinary;
   /** The same for shapes; see {@link ValueType.elements}. */
   readonly dims?: DimBinary;
+  /** Whether the inputs may change places. Default false. */
   readonly commutative?: boolean;
   /** Integer result for narrow integers where the float function would differ. */
   readonly integer?: Binary;
 }
 
-function binaryOp(op: string, compute: Binary, details: BinaryDetails = {}): OpDefinition {
+/** An op with two inputs of one dtype that broadcast. */
+export function binaryOp(op: string, compute: Binary, details: BinaryDetails = {}): OpDefinition {
   const { wide, dims, commutative = false, integer = compute } = details;
   return {
     op,
@@ -92,11 +96,19 @@ function binaryOp(op: string, compute: Binary, details: BinaryDetails = {}): OpD
 }
 
 /** Type of an op whose `count` inputs share a dtype and broadcast. */
-function inferBroadcast(context: InferContext, count: number, dims?: DimBinary): ValueType {
+export function inferBroadcast(context: InferContext, count: number, dims?: DimBinary): ValueType {
   const indices = Array.from({ length: count }, (_, i) => i);
   const dtype = expectSameDType(context, ...indices);
-  const shape = broadcastDims(context, indices.map((i) => context.input(i).shape));
-  const elements = dims && foldElements(indices.map((i) => context.elements(i)), dims);
+  const shape = broadcastDims(
+    context,
+    indices.map((i) => context.input(i).shape),
+  );
+  const elements =
+    dims &&
+    foldElements(
+      indices.map((i) => context.elements(i)),
+      dims,
+    );
   return { dtype, shape, elements };
 }
 
@@ -146,7 +158,8 @@ export function combine(
   return writeNumbers(dtype, shape, result);
 }
 
-function combineWide(
+/** {@link combine} for integers of any width, exactly. */
+export function combineWide(
   context: EvaluateContext,
   x: Tensor,
   y: Tensor,
@@ -167,54 +180,11 @@ function resultArray(dtype: DType, length: number): Float32Array | Float64Array 
   return dtype === 'f32' ? new Float32Array(length) : new Float64Array(length);
 }
 
-function comparisonOp(op: string, compute: (order: number) => boolean): OpDefinition {
-  return {
-    op,
-    domain: '',
-    inputs: [2, 2],
-    outputs: [1, 1],
-    commutative: op === 'Equal',
-    infer: (context) => {
-      const { shape } = inferBroadcast(context, 2);
-      const elements = foldElements([context.elements(0), context.elements(1)], (a, b) =>
-        typeof a === 'number' && typeof b === 'number' ? Number(compute(a - b)) : undefined,
-      );
-      return [{ dtype: 'bool', shape, elements }];
-    },
-    evaluate: (context) => {
-      const [x, y] = [context.input(0), context.input(1)];
-      if (x.dtype === 'string') return [compareStrings(context, x, y, compute)];
-      if (isWide(x.dtype))
-        return [combineWide(context, x, y, (a, b) => (compute(compareBigInts(a, b)) ? 1n : 0n), 'bool')];
-      // NaN minus anything is NaN, which no comparison accepts; equal infinities are equal
-      return [combine(context, x, y, 'bool', (a, b) => (compute(a === b ? 0 : a - b) ? 1 : 0))];
-    },
-  };
-}
-
-function compareBigInts(a: bigint, b: bigint): number {
-  return a < b ? -1 : a > b ? 1 : 0;
-}
-
-function compareStrings(
-  context: EvaluateContext,
-  x: Tensor,
-  y: Tensor,
-  compute: (order: number) => boolean,
-): Tensor {
-  const shape = broadcastShapes(context, [x.shape, y.shape]);
-  const [xs, ys] = [readStrings(x), readStrings(y)];
-  const [xi, yi] = [broadcastIndices(x.shape, shape), broadcastIndices(y.shape, shape)];
-  const result = new Uint8Array(elementCount(shape));
-  for (let i = 0; i < result.length; i++) {
-    const [a, b] = [xs[xi?.[i] ?? i] ?? '', ys[yi?.[i] ?? i] ?? ''];
-    result[i] = Number(compute(a < b ? -1 : a > b ? 1 : 0));
-  }
-  return { dtype: 'bool', shape, data: result };
-}
-
 /** Any number of inputs, combined from left to right. */
-function variadicOp(op: string, details: BinaryDetails & { readonly compute: Binary }): OpDefinition {
+function variadicOp(
+  op: string,
+  details: BinaryDetails & { readonly compute: Binary },
+): OpDefinition {
   const { compute, wide, dims } = details;
   return {
     op,
@@ -236,92 +206,23 @@ function variadicOp(op: string, details: BinaryDetails & { readonly compute: Bin
   };
 }
 
-const whereOp: OpDefinition = {
-  op: 'Where',
-  domain: '',
-  inputs: [3, 3],
-  outputs: [1, 1],
-  infer: (context) => {
-    const dtype = expectSameDType(context, 1, 2);
-    const shape = broadcastDims(context, [0, 1, 2].map((i) => context.input(i).shape));
-    const condition = context.elements(0);
-    const [yes, no] = [context.elements(1), context.elements(2)];
-    const length = Math.max(condition?.length ?? 0, yes?.length ?? 0, no?.length ?? 0);
-    const at = (list: readonly Dim[] | undefined, i: number): Dim | undefined =>
-      list?.[list.length === 1 ? 0 : i];
-    const elements = Array.from({ length }, (_, i) => {
-      const chosen = at(condition, i);
-      if (typeof chosen !== 'number') return undefined;
-      return at(chosen !== 0 ? yes : no, i);
-    });
-    const known = elements.filter((dim) => dim !== undefined);
-    return [{ dtype, shape, elements: known.length === length && length > 0 ? known : undefined }];
-  },
+const meanOp: OpDefinition = {
+  ...variadicOp('Mean', { compute: (x, y) => x + y }),
   evaluate: (context) => {
-    const [condition, x, y] = [context.input(0), context.input(1), context.input(2)];
-    const shape = broadcastShapes(context, [condition.shape, x.shape, y.shape]);
-    const flags = readNumbers(condition);
-    const [ci, xi, yi] = [condition, x, y].map((t) => broadcastIndices(t.shape, shape));
-    const count = elementCount(shape);
-    const fromX = new Int32Array(count);
-    const fromY = new Int32Array(count);
-    const takesX = new Uint8Array(count);
-    for (let i = 0; i < count; i++) {
-      takesX[i] = flags[ci?.[i] ?? i] ?? 0;
-      fromX[i] = xi?.[i] ?? i;
-      fromY[i] = yi?.[i] ?? i;
-    }
-    return [select(shape, takesX, gatherElements(x, shape, fromX), gatherElements(y, shape, fromY))];
-  },
-};
-
-/** Elements of `x` where the flag is set, else of `y`; all of one shape. */
-function select(
-  shape: readonly number[],
-  takesX: Uint8Array,
-  x: Tensor,
-  y: Tensor,
-): Tensor {
-  const { dtype } = x;
-  if (dtype === 'string') {
-    const [xs, ys] = [readStrings(x), readStrings(y)];
-    return { dtype, shape, data: xs.map((text, i) => (takesX[i] ? text : (ys[i] ?? ''))) };
-  }
-  if (isWide(dtype)) {
-    const [xs, ys] = [readBigInts(x), readBigInts(y)];
-    return writeBigInts(dtype, shape, Array.from(xs, (v, i) => (takesX[i] ? v : (ys[i] ?? 0n))));
-  }
-  const [xs, ys]: Numbers[] = [readNumbers(x), readNumbers(y)];
-  if (xs === undefined || ys === undefined) return x;
-  const width = dtypes[dtype].kind === 'complex' ? 2 : 1;
-  const result = new Float64Array(xs.length);
-  for (let i = 0; i < result.length; i++)
-    result[i] = (takesX[Math.floor(i / width)] ? xs[i] : ys[i]) ?? 0;
-  return writeNumbers(dtype, shape, result);
-}
-
-function bitwiseOp(op: string, narrow: Binary, wide: WideBinary): OpDefinition {
-  return binaryOp(op, narrow, { wide, commutative: true });
-}
-
-const bitShiftOp: OpDefinition = {
-  op: 'BitShift',
-  domain: '',
-  inputs: [2, 2],
-  outputs: [1, 1],
-  infer: (context) => [inferBroadcast(context, 2)],
-  evaluate: (context) => {
-    const direction = context.node.string('direction');
-    if (direction !== 'LEFT' && direction !== 'RIGHT')
-      throw opError(context, `direction must be LEFT or RIGHT, got ${direction}`);
-    const shift: WideBinary = direction === 'LEFT' ? (x, by) => x << by : (x, by) => x >> by;
-    return [combineWide(context, context.input(0), context.input(1), shift)];
+    const tensors = context.inputs.map((_, index) => context.input(index));
+    const { dtype } = context.input(0);
+    const add: Binary = (x, y) => x + y;
+    // summed in doubles, so that f16 inputs are rounded once
+    const sum = tensors.reduce((x, y) => combine(context, x, y, 'f64', add));
+    const mean = readNumbers(sum).map((x) => x / tensors.length);
+    return [writeNumbers(dtype, sum.shape, mean)];
   },
 };
 
 const modOp: OpDefinition = {
   ...binaryOp('Mod', (x, y) => x % y, {
-    dims: (a, b) => (typeof a === 'number' && typeof b === 'number' && b !== 0 ? floorMod(a, b) : undefined),
+    dims: (a, b) =>
+      typeof a === 'number' && typeof b === 'number' && b !== 0 ? floorMod(a, b) : undefined,
   }),
   evaluate: (context) => {
     const [x, y] = [context.input(0), context.input(1)];
@@ -367,40 +268,110 @@ const powOp: OpDefinition = {
   },
 };
 
-function predicateOp(op: string, infer: InferContext['input'] | undefined, test: (context: EvaluateContext) => (x: number) => boolean): OpDefinition {
+const negOp: OpDefinition = {
+  ...unaryOp(
+    'Neg',
+    (x) => -x,
+    (x) => -x,
+  ),
+  infer: (context) => {
+    const { dtype, shape } = context.input(0);
+    const elements = context.elements(0)?.map((dim) => multiplyDims(-1, dim));
+    return [{ dtype, shape, elements }];
+  },
+};
+
+/** Rounding a tensor of whole numbers, which is what `elements` holds, changes nothing. */
+function roundingOp(op: string, compute: Unary): OpDefinition {
   return {
-    op,
-    domain: '',
-    inputs: [1, 1],
-    outputs: [1, 1],
-    infer: (context) => [{ dtype: 'bool', shape: context.input(0).shape }],
-    evaluate: (context) => {
-      const x = context.input(0);
-      const holds = test(context);
-      return [
-        writeNumbers('bool', x.shape, Uint8Array.from(readNumbers(x), (v) => Number(holds(v)))),
-      ];
+    ...unaryOp(op, compute),
+    infer: (context) => {
+      const { dtype, shape } = context.input(0);
+      return [{ dtype, shape, elements: context.elements(0) }];
     },
   };
 }
 
-const dimsAdd: DimBinary = (a, b) => addDims(a, b);
+/** Integer division truncates; sizes are never negative, so that symbols may floor. */
+function quotient(a: Dim, b: Dim): Dim | undefined {
+  if (typeof a !== 'number' || typeof b !== 'number') return divideDims(a, b);
+  return b === 0 ? undefined : Math.trunc(a / b);
+}
 
-/** Arithmetic, comparison, logic and bits. */
+const divOp: OpDefinition = {
+  ...binaryOp('Div', (x, y) => x / y, {
+    wide: (x, y) => (y === 0n ? 0n : x / y),
+    integer: (x, y) => (y === 0 ? 0 : Math.trunc(x / y)),
+  }),
+  infer: (context) => {
+    const whole = context.input(0).dtype;
+    // a quotient of floats is only a whole number when it is exact
+    const exact: DimBinary = (a, b) =>
+      typeof a === 'number' && typeof b === 'number' && a % b === 0 ? a / b : undefined;
+    const dims = whole !== undefined && isFloat(whole) ? exact : quotient;
+    return [inferBroadcast(context, 2, dims)];
+  },
+};
+
+/** The error function. Both expansions have only positive terms, so nothing cancels. */
+export function erf(x: number): number {
+  const magnitude = Math.abs(x);
+  if (!(magnitude < 6)) return Number.isNaN(x) ? NaN : Math.sign(x);
+  const gauss = Math.exp(-x * x);
+  if (magnitude < 2.5) {
+    // erf(x) = 2/sqrt(pi) exp(-x^2) sum of 2^n x^(2n+1) / (2n+1)!!
+    let term = x;
+    let sum = x;
+    for (let n = 1; Math.abs(term) > 1e-17 * Math.abs(sum); n++) {
+      term *= (2 * x * x) / (2 * n + 1);
+      sum += term;
+    }
+    return (2 / Math.sqrt(Math.PI)) * gauss * sum;
+  }
+  // erfc(x) = exp(-x^2)/sqrt(pi) / (x + 1/2/(x + 1/(x + 3/2/(x + ...))))
+  let fraction = magnitude;
+  for (let n = 40; n > 0; n--) fraction = magnitude + n / 2 / fraction;
+  return Math.sign(x) * (1 - gauss / Math.sqrt(Math.PI) / fraction);
+}
+
+/** Arithmetic and functions of one or two tensors. */
 export const elementwiseOps: readonly OpDefinition[] = [
-  binaryOp('Add', (x, y) => x + y, { wide: (x, y) => x + y, dims: dimsAdd, commutative: true }),
+  binaryOp('Add', (x, y) => x + y, { wide: (x, y) => x + y, dims: addDims, commutative: true }),
+  binaryOp('Sub', (x, y) => x - y, { wide: (x, y) => x - y, dims: subtractDims }),
+  binaryOp('Mul', (x, y) => x * y, {
+    wide: (x, y) => x * y,
+    dims: (a, b) => multiplyDims(a, b),
+    commutative: true,
+    integer: Math.imul,
+  }),
+  divOp,
+  modOp,
+  powOp,
+  variadicOp('Max', { compute: Math.max, wide: (x, y) => (x > y ? x : y), dims: maxDims }),
+  variadicOp('Min', { compute: Math.min, wide: (x, y) => (x < y ? x : y), dims: minDims }),
+  variadicOp('Sum', { compute: (x, y) => x + y }),
+  meanOp,
+  negOp,
+  unaryOp('Abs', Math.abs, (x) => (x < 0n ? -x : x)),
+  unaryOp('Sign', Math.sign, (x) => (x > 0n ? 1n : x < 0n ? -1n : 0n)),
+  roundingOp('Ceil', Math.ceil),
+  roundingOp('Floor', Math.floor),
+  roundingOp('Round', roundHalfEven),
+  unaryOp('Sqrt', Math.sqrt),
+  unaryOp('Reciprocal', (x) => 1 / x),
+  unaryOp('Exp', Math.exp),
+  unaryOp('Log', Math.log),
+  unaryOp('Erf', erf),
+  unaryOp('Sin', Math.sin),
+  unaryOp('Cos', Math.cos),
+  unaryOp('Tan', Math.tan),
+  unaryOp('Asin', Math.asin),
+  unaryOp('Acos', Math.acos),
+  unaryOp('Atan', Math.atan),
+  unaryOp('Sinh', Math.sinh),
+  unaryOp('Cosh', Math.cosh),
+  unaryOp('Tanh', Math.tanh),
+  unaryOp('Asinh', Math.asinh),
+  unaryOp('Acosh', Math.acosh),
+  unaryOp('Atanh', Math.atanh),
 ];
-void divideDims;
-void maxDims;
-void minDims;
-void multiplyDims;
-void subtractDims;
-void roundHalfEven;
-void whereOp;
-void bitwiseOp;
-void bitShiftOp;
-void modOp;
-void powOp;
-void predicateOp;
-void comparisonOp;
-void variadicOp;

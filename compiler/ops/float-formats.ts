@@ -120,7 +120,11 @@ export function decodeSmallFloat(dtype: SmallFloat, pattern: number): number {
 }
 
 /** The pattern nearest to a value. */
-export function encodeSmallFloat(dtype: SmallFloat, value: number, rounding: Rounding = {}): number {
+export function encodeSmallFloat(
+  dtype: SmallFloat,
+  value: number,
+  rounding: Rounding = {},
+): number {
   if (dtype === 'f16') return floatToHalf(value);
   if (dtype === 'bf16') return floatToBrain(value);
   if (dtype === 'f8e8m0') return encodePowerOfTwo(value, rounding);
@@ -156,7 +160,10 @@ function floatToBrain(value: number): number {
   return ((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff;
 }
 
-function encodePowerOfTwo(value: number, { saturate = true, direction = 'nearest' }: Rounding): number {
+function encodePowerOfTwo(
+  value: number,
+  { saturate = true, direction = 'nearest' }: Rounding,
+): number {
   if (Number.isNaN(value)) return 0xff;
   const magnitude = Math.abs(value);
   if (magnitude === Infinity) return saturate ? 0xfe : 0xff;

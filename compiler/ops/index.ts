@@ -3,16 +3,20 @@
  * tests. A family file exports one `readonly OpDefinition[]`; `elementwise.ts` is the one to copy.
  */
 import type { Node } from '../ir/graph.ts';
+import { activationOps } from './activation.ts';
 import type { OpDefinition } from './definition.ts';
 import { convTransposeOps } from './conv-transpose.ts';
 import { convOps } from './conv.ts';
 import { einsumOps } from './einsum.ts';
 import { elementwiseOps } from './elementwise.ts';
+import { logicOps } from './logic.ts';
 import { matmulOps } from './matmul.ts';
 
 /** The families, each a file of this folder. */
 export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   elementwise: elementwiseOps,
+  logic: logicOps,
+  activation: activationOps,
   matmul: matmulOps,
   einsum: einsumOps,
   conv: convOps,

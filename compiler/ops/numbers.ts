@@ -96,7 +96,8 @@ export function writeNumbers(
   rounding?: Rounding,
 ): Tensor {
   const { array } = dtypes[dtype];
-  if (values instanceof Float32Array && array === Float32Array) return { dtype, shape, data: values };
+  if (values instanceof Float32Array && array === Float32Array)
+    return { dtype, shape, data: values };
   return { dtype, shape, data: encode(dtype, values, rounding) };
 }
 
@@ -206,14 +207,17 @@ function decodeFloats(dtype: DType, data: TensorData, count: number): Float32Arr
   return result;
 }
 
-function encode(dtype: DType, values: ArrayLike<number>, rounding: Rounding | undefined): TensorData {
+function encode(
+  dtype: DType,
+  values: ArrayLike<number>,
+  rounding: Rounding | undefined,
+): TensorData {
   const count = values.length;
   const { bits, kind, array } = dtypes[dtype];
   if (array === undefined) throw wrongType('dtype', 'a dtype of numbers', dtype);
   if (isSmallFloat(dtype)) {
     const patterns = bits === 16 ? new Uint16Array(count) : new Uint8Array(count);
-    for (let i = 0; i < count; i++)
-      patterns[i] = encodeSmallFloat(dtype, values[i] ?? 0, rounding);
+    for (let i = 0; i < count; i++) patterns[i] = encodeSmallFloat(dtype, values[i] ?? 0, rounding);
     return bits < 8 ? pack(dtype, patterns) : patterns;
   }
   if (kind === 'bool') {

@@ -37,7 +37,10 @@ export function broadcastDims(
     dims.delete(1);
     const numbers = [...dims].filter((dim) => typeof dim === 'number');
     if (numbers.length > 1)
-      throw opError(context, `cannot broadcast ${known.map((s) => `[${s.join(', ')}]`).join(' with ')}`);
+      throw opError(
+        context,
+        `cannot broadcast ${known.map((s) => `[${s.join(', ')}]`).join(' with ')}`,
+      );
     const [number] = numbers;
     if (number !== undefined) return number;
     if (dims.size > 1) return context.fresh();

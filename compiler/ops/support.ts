@@ -78,7 +78,10 @@ export function expectKind(
 }
 
 /** Throws unless two dtypes agree; unknown ones pass. */
-export function expectSameDType(context: InferContext, ...inputs: readonly number[]): DType | undefined {
+export function expectSameDType(
+  context: InferContext,
+  ...inputs: readonly number[]
+): DType | undefined {
   let seen: DType | undefined;
   for (const index of inputs) {
     const { dtype } = context.input(index);

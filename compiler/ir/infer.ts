@@ -1,0 +1,235 @@
+/**
+ * Dtype and shape inference: walks the nodes in order and asks each op's definition. What the file
+ * declares and what is inferred are merged: a known size beats a named one, a named one beats an
+ * anonymous one. Contents of small integer tensors are followed as symbolic dimensions
+ * (`ValueType.elements`), so that `Shape -> Gather -> Concat -> Reshape` ends in a known shape.
+ */
+import { FettleError } from '../../runtime/errors.ts';
+import type { Tensor } from '../../runtime/tensor.ts';
+import { dtypes, elementCount } from '../../runtime/tensor.ts';
+import type { InferContext } from '../ops/definition.ts';
+import { definitionOf } from '../ops/index.ts';
+import { readNumbers, writeNumbers } from '../ops/numbers.ts';
+import type { Dim, Shape } from './dim.ts';
+import { isAnonymous, isStatic } from './dim.ts';
+import type { Graph, Model, Node, Value, ValueType } from './graph.ts';
+import type { InferNode } from './rewriter.ts';
+
+/** Tensors with more elements than this are not followed as dimensions. */
+const MAX_ELEMENTS = 256;
+
+/** Options of {@link inferModel}. */
+export interface InferOptions {
+  /** Only this node and what comes after it. Default: the whole model. */
+  readonly from?: Node;
+  /** What a declared shape that is certainly wrong does. Default `throw`. */
+  readonly contradictions?: 'throw' | 'warn';
+}
+
+/**
+ * Infers the types of every value of a model, subgraphs included, and writes them to the values.
+ * An op that Fettle does not know leaves its outputs as declared, with one warning per op.
+ *
+ * @throws FettleError MODEL_INVALID when inputs do not fit an op or a declared shape is wrong
+ */
+export function inferModel(model: Model, options: InferOptions = {}): void {
+  const inference = new Inference(model, options.contradictions ?? 'throw');
+  let first = options.from;
+  while (first?.graph?.owner !== undefined) first = first.graph.owner;
+  let reached = first === undefined;
+  for (const node of model.graph.nodes()) {
+    reached ||= node === first;
+    if (reached) inference.update(node);
+  }
+}
+
+/**
+ * Types of one node's outputs from the types of its inputs, what is declared left aside.
+ * Empty for an op that Fettle does not know.
+ */
+export const inferNode: InferNode = (node, model) =>
+  new Inference(model, 'throw').infer(node).map(dropAbsent);
+
+function dropAbsent(type: ValueType): ValueType {
+  const result: ValueType = {};
+  if (type.dtype !== undefined) result.dtype = type.dtype;
+  if (type.shape !== undefined) result.shape = type.shape;
+  if (type.elements !== undefined) result.elements = type.elements;
+  return result;
+}
+
+/** One run over a model. */
+class Inference {
+  private readonly model: Model;
+  private readonly contradictions: 'throw' | 'warn';
+  /** Declared types of values in subgraphs, which a loop may infer more than once. */
+  private readonly declared = new Map<Value, ValueType>();
+
+  constructor(model: Model, contradictions: 'throw' | 'warn') {
+    this.model = model;
+    this.contradictions = contradictions;
+  }
+
+  /** Types of the outputs; empty when the op is unknown. */
+  infer(node: Node): readonly ValueType[] {
+    const definition = definitionOf(node);
+    if (definition === undefined) {
+      this.warnUnknown(node);
+      return [];
+    }
+    const types = definition.infer(this.contextOf(node));
+    return types.map((type) => this.limited(type));
+  }
+
+  /** Infers a node and merges the result into its outputs. */
+  update(node: Node): void {
+    const types = this.infer(node);
+    for (const [index, output] of node.outputs.entries()) {
+      const type = types[index];
+      if (output !== undefined && type !== undefined) this.merge(node, output, type);
+    }
+  }
+
+  private contextOf(node: Node): InferContext {
+    const { model } = this;
+    return {
+      node,
+      opset: model.opsets.get(node.domain) ?? (node.domain === 'ai.onnx' ? model.opset : 1),
+      input: (index) => node.inputs[index] ?? {},
+      has: (index) => node.inputs[index] !== undefined,
+      constant: (index) => knownContents(node.inputs[index]),
+      elements: (index) => elementsOf(node.inputs[index]),
+      fresh: () => model.freshDim(),
+      graph: (graph, inputs) => this.subgraph(graph, inputs),
+    };
+  }
+
+  private subgraph(
+    graph: Graph,
+    inputs: readonly Readonly<ValueType>[],
+  ): readonly Readonly<ValueType>[] {
+    for (const value of valuesOf(graph)) this.restore(value);
+    for (const [index, value] of graph.inputs.entries()) {
+      const given = inputs[index];
+      if (given === undefined) continue;
+      value.dtype = given.dtype ?? value.dtype;
+      value.shape = given.shape ?? value.shape;
+      value.elements = given.elements;
+    }
+    for (const node of graph.nodes()) this.update(node);
+    return graph.outputs.map(({ dtype, shape, elements }) => ({ dtype, shape, elements }));
+  }
+
+  /** Sets a value of a subgraph back to what was declared before this run. */
+  private restore(value: Value): void {
+    const known = this.declared.get(value);
+    if (known === undefined) {
+      const { dtype, shape } = value;
+      this.declared.set(value, { dtype, shape });
+      value.elements = undefined;
+      return;
+    }
+    value.dtype = known.dtype;
+    value.shape = known.shape;
+    value.elements = undefined;
+  }
+
+  private merge(node: Node, value: Value, type: ValueType): void {
+    if (type.dtype !== undefined) {
+      if (value.dtype !== undefined && value.dtype !== type.dtype)
+        this.contradiction(node, value, value.dtype, type.dtype);
+      value.dtype = type.dtype;
+    }
+    if (type.shape !== undefined)
+      value.shape =
+        value.shape === undefined
+          ? type.shape
+          : (mergeShapes(value.shape, type.shape) ??
+            this.contradiction(node, value, textOf(value.shape), textOf(type.shape), type.shape));
+    value.elements = type.elements;
+  }
+
+  private contradiction<T>(
+    node: Node,
+    value: Value,
+    declared: string,
+    inferred: string,
+    result?: T,
+  ): T | undefined {
+    const message = `${node.describe()}: "${value.name}" is declared as ${declared}, but the op gives ${inferred}.`;
+    if (this.contradictions === 'throw')
+      throw new FettleError('MODEL_INVALID', message, {
+        at: { node: node.name, op: node.op, value: value.name },
+        fix: 'Remove the declared type of this value from the model, or export it again.',
+      });
+    if (!this.model.warnings.includes(message)) this.model.warnings.push(message);
+    return result;
+  }
+
+  /** Drops contents that are too large to be a shape. */
+  private limited(type: ValueType): ValueType {
+    const { elements } = type;
+    return elements !== undefined && elements.length > MAX_ELEMENTS
+      ? { dtype: type.dtype, shape: type.shape }
+      : type;
+  }
+
+  private warnUnknown(node: Node): void {
+    const op = node.domain === '' ? node.op : `${node.domain}.${node.op}`;
+    const message = `Op "${op}" is not known to Fettle: it is left as it is, and its outputs have the types the file declares.`;
+    if (!this.model.warnings.includes(message)) this.model.warnings.push(message);
+  }
+}
+
+/** Values that a graph itself defines. */
+function* valuesOf(graph: Graph): Generator<Value, void> {
+  yield* graph.inputs;
+  for (const node of graph.nodes())
+    for (const output of node.outputs) if (output !== undefined) yield output;
+}
+
+/** The best of two shapes of one value; undefined when they contradict each other. */
+function mergeShapes(declared: Shape, inferred: Shape): Shape | undefined {
+  if (declared.length !== inferred.length) return undefined;
+  const merged: Dim[] = [];
+  for (const [axis, a] of declared.entries()) {
+    const b = inferred[axis] ?? a;
+    if (typeof a === 'number' && typeof b === 'number' && a !== b) return undefined;
+    merged.push(preferred(a, b));
+  }
+  return merged;
+}
+
+function preferred(declared: Dim, inferred: Dim): Dim {
+  if (typeof inferred === 'number' || !isAnonymous(inferred)) return inferred;
+  // both anonymous: an expression says more than a bare `?3`; between equals the older name stays
+  return isAnonymous(declared) && /^\?\d+$/.test(String(declared)) && !/^\?\d+$/.test(inferred)
+    ? inferred
+    : declared;
+}
+
+function textOf(shape: Shape): string {
+  return `[${shape.join(', ')}]`;
+}
+
+/** Contents of a small tensor of whole numbers as dimensions. */
+function elementsOf(value: Value | undefined): readonly Dim[] | undefined {
+  if (value === undefined) return undefined;
+  if (value.elements !== undefined) return value.elements;
+  const { weight } = value;
+  if (weight === undefined || elementCount(weight.shape) > MAX_ELEMENTS) return undefined;
+  const { kind } = dtypes[weight.dtype];
+  if (kind === 'string' || kind === 'complex') return undefined;
+  const numbers = Array.from(readNumbers(weight.tensor()));
+  return numbers.every(Number.isSafeInteger) ? numbers : undefined;
+}
+
+/** Contents of a constant, or of a value whose elements are all known. */
+function knownContents(value: Value | undefined): Tensor | undefined {
+  if (value === undefined) return undefined;
+  if (value.weight !== undefined) return value.weight.tensor();
+  const { dtype, shape, elements } = value;
+  if (dtype === undefined || !isStatic(shape) || elements === undefined || !isStatic(elements))
+    return undefined;
+  return elements.length === elementCount(shape) ? writeNumbers(dtype, shape, elements) : undefined;
+}
