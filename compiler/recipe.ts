@@ -6,6 +6,7 @@
  * { "weights": "w4g32", "maxSize": "3MB" }  ->  { weights: 'w4g32', maxSize: 3000000, … }
  */
 import { FettleError, nearest } from '../runtime/errors.ts';
+import { parseFormat } from './quant/formats.ts';
 import { parseFraction, parseSize } from './units.ts';
 
 /** Sizes of one input: numbers, or names for sizes that stay open. */
@@ -158,8 +159,8 @@ export function parseShapeOption(text: string): readonly [input: string, shape: 
 function readWeights(value: unknown, option: string): string {
   if (typeof value === 'string' && /^auto(:|$)/.test(value))
     throw notSupported(option, value, 'one format for all weights, for example w4g32');
-  // whether the format exists and the target runs it is for the format table and the target to say
-  if (typeof value === 'string' && /^[a-z][a-z0-9]*$/.test(value)) return value;
+  // whether the target runs the format is for `compile()` to say
+  if (typeof value === 'string') return parseFormat(value).name;
   throw unacceptable(option, 'a weight format such as w4g32, w8g32, f16 or f32', value);
 }
 

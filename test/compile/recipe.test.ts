@@ -59,6 +59,7 @@ test('a misspelt field or preset names the one that was meant', () => {
 test('values that no recipe can have are refused with the field and what was wanted', () => {
   throws(() => parseRecipe([]), usage(/JSON object, not \[\]/));
   throws(() => parseRecipe({ weights: 4 }), usage(/^weights: wanted a weight format/));
+  throws(() => parseRecipe({ weights: 'w4g33' }), usage(/number format "w4g33"/, /w4g32/));
   throws(() => parseRecipe({ clip: 'MSE' }), usage(/^clip: wanted mse or none, got "MSE"/));
   throws(() => parseRecipe({ shapes: { x: [1, 0] } }), usage(/^shapes: .*"x".*\[1,0\]/));
   throws(() => parseRecipe({ shapes: { x: [1, 2.5] } }), usage(/^shapes/));
