@@ -17,17 +17,52 @@ const factories: ReadonlyMap<string, Factory> = new Map<string, Factory>([
   ['relu', () => (x) => (x < 0 ? 0 : x)],
   ['tanh', () => Math.tanh],
   ['sigmoid', () => sigmoid],
-  ['affine', (alpha = 1, beta = 0) => (x) => alpha * x + beta],
-  ['leakyrelu', (alpha = 0.01) => (x) => (x < 0 ? alpha * x : x)],
-  ['thresholdedrelu', (alpha = 1) => (x) => (x > alpha ? x : 0)],
-  ['scaledtanh', (alpha = 1, beta = 1) => (x) => alpha * Math.tanh(beta * x)],
-  ['hardsigmoid', (alpha = 0.2, beta = 0.5) => (x) => Math.min(1, Math.max(0, alpha * x + beta))],
-  ['elu', (alpha = 1) => (x) => (x < 0 ? alpha * Math.expm1(x) : x)],
+  [
+    'affine',
+    (alpha = 1, beta = 0) =>
+      (x) =>
+        alpha * x + beta,
+  ],
+  [
+    'leakyrelu',
+    (alpha = 0.01) =>
+      (x) =>
+        x < 0 ? alpha * x : x,
+  ],
+  [
+    'thresholdedrelu',
+    (alpha = 1) =>
+      (x) =>
+        x > alpha ? x : 0,
+  ],
+  [
+    'scaledtanh',
+    (alpha = 1, beta = 1) =>
+      (x) =>
+        alpha * Math.tanh(beta * x),
+  ],
+  [
+    'hardsigmoid',
+    (alpha = 0.2, beta = 0.5) =>
+      (x) =>
+        Math.min(1, Math.max(0, alpha * x + beta)),
+  ],
+  [
+    'elu',
+    (alpha = 1) =>
+      (x) =>
+        x < 0 ? alpha * Math.expm1(x) : x,
+  ],
   ['softsign', () => (x) => x / (1 + Math.abs(x))],
   ['softplus', () => softplus],
   ['hardswish', () => (x) => x * Math.min(1, Math.max(0, x / 6 + 0.5))],
   ['gelu', () => (x) => gelu(x)],
-  ['clip', (low = -Infinity, high = Infinity) => (x) => Math.min(high, Math.max(low, x))],
+  [
+    'clip',
+    (low = -Infinity, high = Infinity) =>
+      (x) =>
+        Math.min(high, Math.max(low, x)),
+  ],
 ]);
 
 /**

@@ -11,6 +11,8 @@ import { einsumOps } from './einsum.ts';
 import { elementwiseOps } from './elementwise.ts';
 import { logicOps } from './logic.ts';
 import { matmulOps } from './matmul.ts';
+import { poolOps } from './pool.ts';
+import { normOps } from './norm.ts';
 
 /** The families, each a file of this folder. */
 export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
@@ -21,6 +23,8 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   einsum: einsumOps,
   conv: convOps,
   'conv-transpose': convTransposeOps,
+  pool: poolOps,
+  norm: normOps,
 };
 
 const definitions: ReadonlyMap<string, OpDefinition> = new Map(
