@@ -145,7 +145,8 @@ export function viewBytes(dtype: DType, bytes: Uint8Array): Exclude<TensorData, 
   const { array } = dtypes[dtype];
   if (array === undefined) throw wrongType('dtype', 'a dtype with fixed-size elements', dtype);
   const size = array.BYTES_PER_ELEMENT;
-  const aligned = bytes.byteOffset % size === 0 ? bytes : bytes.slice();
+  // not `bytes.slice()`: on Node's Buffer that makes a view
+  const aligned = bytes.byteOffset % size === 0 ? bytes : new Uint8Array(bytes);
   return new array(aligned.buffer, aligned.byteOffset, Math.floor(aligned.byteLength / size));
 }
 
