@@ -1,0 +1,163 @@
+/**
+ * A weight matrix in integer codes: the canonical form that the graph carries and that every engine
+ * lays out in its own way. Rows are output channels, columns are inputs; groups run along a row.
+ */
+import { outOfRange } from '../../runtime/errors.ts';
+import { fromHalfArray } from '../../runtime/half.ts';
+import { AffineRounder } from './affine.ts';
+import type { IntegerFormat } from './formats.ts';
+import { packRow, packedRowBytes, unpackRow } from './pack.ts';
+
+/** A matrix that is read a few rows at a time. */
+export interface RowSource {
+  /** Output channels. */
+  readonly rows: number;
+  /** Inputs. */
+  readonly columns: number;
+  /** Rows `start` to `start + count`, [count, columns]; valid until the next call. */
+  read(start: number, count: number): Float32Array;
+}
+
+/** How the codes of a matrix are laid out. */
+export interface CodeLayout {
+  /** Output channels. */
+  readonly rows: number;
+  /** Inputs. */
+  readonly columns: number;
+  /** Bits of a code. */
+  readonly bits: number;
+  /** Inputs that share a scale; `columns` for one scale per output channel. */
+  readonly group: number;
+}
+
+/** Codes, scales and zero points of a matrix. */
+export interface QuantizedMatrix extends CodeLayout {
+  /** [rows, packedRowBytes(bits, columns)], packed as `pack.ts` says. */
+  readonly codes: Uint8Array<ArrayBuffer>;
+  /** f16 patterns, [rows, groups]. */
+  readonly scales: Uint16Array<ArrayBuffer>;
+  /** Packed like codes, [rows, packedRowBytes(bits, groups)]; undefined: `2^(bits-1)` everywhere. */
+  readonly zeros: Uint8Array<ArrayBuffer> | undefined;
+}
+
+/** A quantized matrix with what rounding cost, or the reason why there is none. */
+export type QuantizeResult =
+  | {
+      readonly matrix: QuantizedMatrix;
+      /** `‖W - Ŵ‖² / ‖W‖²`; 0 for a matrix of zeros. */
+      readonly relativeError: number;
+    }
+  | { readonly refused: string };
+
+/** Values in a block of rows that are read together: 1 MiB of f32. */
+const blockValues = 1 << 18;
+
+/** Scales per row. */
+export function groupCount(layout: Pick<CodeLayout, 'columns' | 'group'>): number {
+  return Math.ceil(layout.columns / layout.group);
+}
+
+/**
+ * Rounds a matrix to integer codes.
+ *
+ * @param source - finite values; a matrix with NaN or infinities is refused, not changed
+ * @param format - bits, group and symmetry; a last group may be shorter than the others
+ * @param clip - whether to search for the clip of least squared error. Default true
+ * @param onRows - called after every block with the number of rows done
+ */
+export function quantizeMatrix(
+  source: RowSource,
+  format: Pick<IntegerFormat, 'bits' | 'group' | 'symmetric'>,
+  clip: boolean = true,
+  onRows: (done: number) => void = () => undefined,
+): QuantizeResult {
+  const { rows, columns } = source;
+  const { bits, symmetric } = format;
+  const group = format.group === 'channel' ? columns : Math.min(format.group, columns);
+  const groups = Math.ceil(columns / group);
+  const rowBytes = packedRowBytes(bits, columns);
+  const zeroBytes = packedRowBytes(bits, groups);
+  const codes = new Uint8Array(rows * rowBytes);
+  const scales = new Uint16Array(rows * groups);
+  const zeros = symmetric ? undefined : new Uint8Array(rows * zeroBytes);
+  const rounder = new AffineRounder({ bits, symmetric, clip });
+  const rowCodes = new Uint8Array(columns);
+  const rowZeros = new Uint8Array(groups);
+  const step = Math.max(1, Math.floor(blockValues / Math.max(1, columns)));
+  for (let first = 0; first < rows; first += step) {
+    const count = Math.min(step, rows - first);
+    const block = source.read(first, count);
+    for (let r = 0; r < count; r++) {
+      const values = block.subarray(r * columns, (r + 1) * columns);
+      const row = first + r;
+      for (let g = 0; g < groups; g++) {
+        const end = Math.min((g + 1) * group, columns);
+        if (!rounder.round(values, g * group, end, rowCodes))
+          return { refused: whyUnfit(values, row) };
+        scales[row * groups + g] = rounder.scale;
+        rowZeros[g] = rounder.zero;
+      }
+      packRow(rowCodes, bits, codes, row * rowBytes);
+      if (zeros !== undefined) packRow(rowZeros, bits, zeros, row * zeroBytes);
+    }
+    onRows(first + count);
+  }
+  const { squaredError, squaredNorm } = rounder;
+  return {
+    matrix: { rows, columns, bits, group, codes, scales, zeros },
+    relativeError: squaredNorm === 0 ? 0 : squaredError / squaredNorm,
+  };
+}
+
+/**
+ * The values that a quantized matrix stands for, [rows, columns], or [columns, rows] when
+ * `transposed`.
+ *
+ * @throws RangeError when codes, scales or zero points do not have the size the layout says
+ */
+export function dequantizeMatrix(
+  matrix: QuantizedMatrix,
+  transposed: boolean = false,
+): Float32Array<ArrayBuffer> {
+  const { rows, columns, bits, group, codes, zeros } = matrix;
+  checkSizes(matrix);
+  const groups = groupCount(matrix);
+  const rowBytes = packedRowBytes(bits, columns);
+  const zeroBytes = packedRowBytes(bits, groups);
+  const scales = fromHalfArray(matrix.scales);
+  const values = new Float32Array(rows * columns);
+  const rowCodes = new Uint8Array(columns);
+  const rowZeros = new Uint8Array(groups).fill(1 << (bits - 1));
+  const across = transposed ? rows : 1;
+  for (let row = 0; row < rows; row++) {
+    unpackRow(codes, bits, columns, rowCodes, row * rowBytes);
+    if (zeros !== undefined) unpackRow(zeros, bits, groups, rowZeros, row * zeroBytes);
+    let at = transposed ? row : row * columns;
+    for (let g = 0, column = 0; g < groups; g++) {
+      const scale = scales[row * groups + g] ?? 0;
+      const zero = rowZeros[g] ?? 0;
+      for (const end = Math.min(columns, column + group); column < end; column++, at += across)
+        values[at] = ((rowCodes[column] ?? 0) - zero) * scale;
+    }
+  }
+  return values;
+}
+
+function checkSizes(matrix: QuantizedMatrix): void {
+  const { rows, columns, bits } = matrix;
+  const groups = groupCount(matrix);
+  const wanted = rows * packedRowBytes(bits, columns);
+  if (matrix.codes.length !== wanted)
+    throw outOfRange('codes', `${wanted} bytes`, matrix.codes.length);
+  if (matrix.scales.length !== rows * groups)
+    throw outOfRange('scales', `${rows * groups}`, matrix.scales.length);
+  const zeroBytes = rows * packedRowBytes(bits, groups);
+  if (matrix.zeros !== undefined && matrix.zeros.length !== zeroBytes)
+    throw outOfRange('zeros', `${zeroBytes} bytes`, matrix.zeros.length);
+}
+
+function whyUnfit(values: Float32Array, row: number): string {
+  const column = values.findIndex((value) => !Number.isFinite(value));
+  if (column < 0) return `row ${row} needs a scale beyond the largest f16 (65504)`;
+  return `row ${row}, column ${column} is ${values[column]}; such values have no integer code`;
+}

@@ -1,0 +1,165 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { AffineRounder, roundToHalf } from '../../compiler/quant/affine.ts';
+import { relativeSquaredError } from '../../compiler/quant/error.ts';
+import { bitsPerWeight, numberFormats } from '../../compiler/quant/formats.ts';
+import type { RowSource } from '../../compiler/quant/matrix.ts';
+import { dequantizeMatrix, quantizeMatrix } from '../../compiler/quant/matrix.ts';
+import { matrixRows } from '../../compiler/quant/rows.ts';
+import { floatToHalf, halfToFloat, toHalfArray } from '../../runtime/half.ts';
+import { bytesOf } from '../../runtime/tensor.ts';
+import { laplaceValues, normalValues, uniform } from '../support/random-values.ts';
+
+function source(values: Float32Array, columns: number): RowSource {
+  return {
+    rows: values.length / columns,
+    columns,
+    read: (start, count) => values.subarray(start * columns, (start + count) * columns),
+  };
+}
+
+const integerFormats = numberFormats.filter((format) => format.kind === 'integer');
+
+test('no value is further off than the error bound of its format', () => {
+  const columns = 160; // not a multiple of 64 or 128: the last group is shorter
+  const values = laplaceValues(40 * columns, 5);
+  for (const format of integerFormats) {
+    const result = quantizeMatrix(source(values, columns), format, false);
+    assert.ok('matrix' in result);
+    const rounded = dequantizeMatrix(result.matrix);
+    const group = result.matrix.group;
+    for (let start = 0; start < values.length;) {
+      const end = Math.min(start + group, (Math.floor(start / columns) + 1) * columns);
+      const largest = values.subarray(start, end).reduce((m, v) => Math.max(m, Math.abs(v)), 0);
+      for (let i = start; i < end; i++) {
+        const difference = Math.abs((values[i] ?? 0) - (rounded[i] ?? 0));
+        assert.ok(
+          difference <= largest * (format.errorBound ?? 0),
+          `${format.name}: ${values[i]} became ${rounded[i]}, largest ${largest}`,
+        );
+      }
+      start = end;
+    }
+  }
+});
+
+test('stored bytes are the bits per weight that the format states', () => {
+  const columns = 256;
+  const values = normalValues(8 * columns, 6);
+  for (const format of integerFormats) {
+    const result = quantizeMatrix(source(values, columns), format, false);
+    assert.ok('matrix' in result);
+    const { codes, scales, zeros } = result.matrix;
+    const bits = 8 * (codes.length + scales.byteLength + (zeros?.length ?? 0));
+    // rows of zero points are padded to whole bytes: at most 7 bits a row
+    const stated = bitsPerWeight(format, columns) * values.length;
+    assert.ok(bits >= stated && bits < stated + 8 * 8, `${format.name}: ${bits}, stated ${stated}`);
+  }
+});
+
+test('clip search never increases the error, and finds what an exhaustive search finds', () => {
+  const columns = 96;
+  const values = laplaceValues(64 * columns, 7);
+  for (const format of integerFormats) {
+    const plain = quantizeMatrix(source(values, columns), format, false);
+    const clipped = quantizeMatrix(source(values, columns), format, true);
+    assert.ok('matrix' in plain && 'matrix' in clipped);
+    assert.ok(clipped.relativeError <= plain.relativeError, format.name);
+  }
+  // the same grid without shortcuts, on one group, symmetric 4 bits
+  const group = values.slice(0, 32);
+  const rounder = new AffineRounder({ bits: 4, symmetric: true, clip: true });
+  assert.ok(rounder.round(group, 0, 32, new Uint8Array(32)));
+  const largest = group.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  let least = Infinity;
+  for (let step = 0; step <= 25; step++) {
+    const scale = halfToFloat(floatToHalf((largest / 7) * (1 - step / 50)));
+    const error = group.reduce((sum, value) => {
+      const code = Math.min(7, Math.max(-8, Math.round(value / scale)));
+      return sum + (value - code * scale) ** 2;
+    }, 0);
+    least = Math.min(least, error);
+  }
+  // doubles summed in another order
+  assert.ok(Math.abs(rounder.squaredError / least - 1) < 1e-9, `${rounder.squaredError} ${least}`);
+});
+
+test('a group of zeros stays zero, and zero stays zero in every format', () => {
+  const values = normalValues(64, 8);
+  values.fill(0, 0, 32);
+  values[40] = 0;
+  for (const format of integerFormats) {
+    const result = quantizeMatrix(source(values, 64), format, true);
+    assert.ok('matrix' in result);
+    const rounded = dequantizeMatrix(result.matrix);
+    for (let i = 0; i < 64; i++) if (values[i] === 0) assert.ok(rounded[i] === 0, format.name);
+  }
+});
+
+test('values without a code are refused with their place, and a scale beyond f16 too', () => {
+  for (const [bad, reason] of [
+    [NaN, /row 1, column 3 is NaN/],
+    [Infinity, /row 1, column 3 is Infinity/],
+    [-Infinity, /row 1, column 3 is -Infinity/],
+    [3e38, /row 1 needs a scale beyond/],
+  ] as const) {
+    const values = normalValues(64, 9);
+    values[35] = bad;
+    const result = quantizeMatrix(source(values, 32), { bits: 4, group: 32, symmetric: true });
+    assert.ok('refused' in result);
+    assert.match(result.refused, reason);
+  }
+});
+
+test('a matrix reads the same rows from any dtype and orientation', () => {
+  const [rows, columns] = [37, 50];
+  const values = Float32Array.from({ length: rows * columns }, (_, i) => (i % 251) - 125);
+  const flipped = Float32Array.from(
+    values,
+    (_, i) => values[(i % rows) * columns + Math.floor(i / rows)] ?? 0,
+  );
+  for (const transposed of [false, true]) {
+    const stored = transposed ? flipped : values;
+    const bf16 = new Uint16Array(new Uint32Array(stored.slice().buffer).map((w) => w >>> 16));
+    for (const [dtype, data] of [
+      ['f32', stored],
+      ['f64', Float64Array.from(stored)],
+      ['f16', toHalfArray(stored)],
+      ['bf16', bf16],
+    ] as const) {
+      const bytes = bytesOf(data);
+      const matrix = matrixRows({
+        dtype,
+        rows,
+        columns,
+        transposed,
+        bytes: (start, length) => bytes.subarray(start, start + length),
+      });
+      const read = [...matrix.read(0, 30), ...matrix.read(30, 7)];
+      // whole numbers below 256 are exact in all of them
+      assert.deepEqual(read, [...values], `${dtype} ${transposed}`);
+    }
+  }
+});
+
+test('the transposed reading of a quantized matrix is its transpose', () => {
+  const values = normalValues(5 * 48, 10);
+  const result = quantizeMatrix(source(values, 48), { bits: 3, group: 16, symmetric: false });
+  assert.ok('matrix' in result);
+  const plain = dequantizeMatrix(result.matrix);
+  const transposed = dequantizeMatrix(result.matrix, true);
+  for (let row = 0; row < 5; row++)
+    for (let column = 0; column < 48; column++)
+      assert.equal(transposed[column * 5 + row], plain[row * 48 + column]);
+  assert.ok(relativeSquaredError(values, plain) < 0.04);
+});
+
+test('rounding to f16 is that of the hardware format', () => {
+  const next = uniform(11);
+  for (let i = 0; i < 20_000; i++) {
+    const value = 2 ** (next() * 40 - 25);
+    const expected = halfToFloat(floatToHalf(Math.fround(value)));
+    // ties may go either way: f32 and double values of random numbers are none
+    if (value < 65504) assert.equal(roundToHalf(Math.fround(value)), expected, `${value}`);
+  }
+});
