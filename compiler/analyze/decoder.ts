@@ -47,6 +47,8 @@ const flagNames: readonly (readonly [
   [/^total_(sequence_length|seq_len|length)$/, 'total-length'],
   [/^past_(sequence_length|seq_len|length)$/, 'past-length'],
   [/^(sequence_length|seq_len)$/, 'sequence-length'],
+  // what GroupQueryAttention calls the lengths of its keys, minus one
+  [/^seqlens_k$/, 'last-position'],
 ];
 
 /**
@@ -178,7 +180,7 @@ function assignRoles(inputs: readonly Value[], ids: Value): Roles {
   for (const input of inputs) {
     if (input === ids) continue;
     const rank = input.shape?.length;
-    const flag = isScalar(input) ? flagNames.find(([name]) => name.test(input.name)) : undefined;
+    const flag = isFlag(input, ids) ? flagNames.find(([name]) => name.test(input.name)) : undefined;
     if (flag !== undefined) roles.flags.push({ input: input.name, value: flag[1] });
     else if (rank === 2 && /mask/.test(input.name) && roles.mask === undefined && grows(input, ids))
       roles.mask = input;
@@ -333,9 +335,12 @@ function isInteger({ dtype }: Value): boolean {
   return dtype === 'i64' || dtype === 'i32';
 }
 
-function isScalar({ dtype, shape }: Value): boolean {
-  const one = shape !== undefined && (shape.length === 0 || (shape.length === 1 && shape[0] === 1));
-  return one && (dtype === 'i64' || dtype === 'i32' || dtype === 'bool');
+/** One element, or one per row of the batch. */
+function isFlag({ dtype, shape }: Value, ids: Value): boolean {
+  const [size = 1] = shape ?? [];
+  const single =
+    shape !== undefined && shape.length <= 1 && (size === 1 || size === ids.shape?.[0]);
+  return single && (dtype === 'i64' || dtype === 'i32' || dtype === 'bool');
 }
 
 function toSpec(dim: number | string): DimSpec {

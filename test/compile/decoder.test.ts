@@ -153,10 +153,12 @@ test('where the exporter lost the sizes of the outputs, the open inner axis of t
 });
 
 test('bookkeeping scalars become flags', () => {
-  const model = modelOf([...optimum, 'use_cache_branch: bool[1]', 'past_length: i64[]'], present);
+  const flags = ['use_cache_branch: bool[1]', 'past_length: i64[]', 'seqlens_k: i32[batch]'];
+  const model = modelOf([...optimum, ...flags], present);
   deepEqual(analyzeDecoder(model, config).decoder?.flags, [
     { input: 'use_cache_branch', value: 'use-cache' },
     { input: 'past_length', value: 'past-length' },
+    { input: 'seqlens_k', value: 'last-position' },
   ]);
 });
 
