@@ -137,10 +137,14 @@ export class MemoryFiles implements FileSystem {
     parts.forEach((_, i) => {
       const name = parts.slice(0, i + 1).join('/');
       if (this.contents.has(name))
-        throw new FettleError('IO_FAILED', `Cannot make the directory "${path}": a file is there.`, {
-          at: { file: path },
-          fix: 'Choose another directory.',
-        });
+        throw new FettleError(
+          'IO_FAILED',
+          `Cannot make the directory "${path}": a file is there.`,
+          {
+            at: { file: path },
+            fix: 'Choose another directory.',
+          },
+        );
       this.directories.add(name);
     });
   }

@@ -32,7 +32,7 @@ export class NodeFiles implements FileSystem {
       // before allocating: a wrong length must not cost memory
       if (start + length > size) throw tooShort(file, start, length, size);
       const bytes = new Uint8Array(length);
-      for (let done = 0; done < length; ) {
+      for (let done = 0; done < length;) {
         const wanted = Math.min(length - done, MAX_READ_BYTES);
         const count = fs.readSync(descriptor, bytes, done, wanted, start + done);
         if (count === 0) throw tooShort(file, start, length, start + done);
@@ -78,7 +78,7 @@ export class NodeFiles implements FileSystem {
       write: (bytes) =>
         orAbort(() => {
           if (descriptor === undefined) throw new Error('the writer was closed');
-          for (let done = 0; done < bytes.length; )
+          for (let done = 0; done < bytes.length;)
             done += fs.writeSync(descriptor, bytes, done, bytes.length - done);
         }),
       close: () =>

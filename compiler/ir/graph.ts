@@ -406,7 +406,7 @@ export class Model {
   graph: Graph;
   /** Opset version by domain; '' is ONNX itself. */
   readonly opsets: Map<string, number>;
-  /** ONNX IR version of the source. */
+  /** ONNX IR version; at least 4, where initializers need not be graph inputs. */
   irVersion = 10;
   /** Tool that made the source. */
   producerName = '';
@@ -449,6 +449,11 @@ export class Model {
     let name = base;
     for (let suffix = 1; !this.claimName(name); suffix++) name = `${base}_${suffix}`;
     return name;
+  }
+
+  /** Registers every name that is in use in another model; for copies. @internal */
+  takeNamesOf(model: Model): void {
+    for (const name of model.taken) this.taken.add(name);
   }
 
   /** An anonymous size (`?1`, `?2`, …) that nothing else in the model has. */

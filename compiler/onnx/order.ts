@@ -48,7 +48,8 @@ export function sortNodes(nodes: readonly NodeProto[]): readonly NodeProto[] {
 function namesUsed(node: NodeProto): Set<string> {
   const names = new Set(node.input ?? []);
   for (const attribute of node.attribute ?? [])
-    for (const graph of subgraphsOf(attribute)) for (const name of freeNames(graph)) names.add(name);
+    for (const graph of subgraphsOf(attribute))
+      for (const name of freeNames(graph)) names.add(name);
   names.delete('');
   return names;
 }
@@ -84,7 +85,10 @@ function cycleError(
   return new FettleError(
     'MODEL_INVALID',
     `The graph has a cycle: ${node?.opType} "${name}" depends on its own output.`,
-    { at: { node: name }, fix: 'Export the model again; ONNX graphs have no cycles (use Loop or Scan).' },
+    {
+      at: { node: name },
+      fix: 'Export the model again; ONNX graphs have no cycles (use Loop or Scan).',
+    },
   );
 }
 

@@ -4,7 +4,7 @@
  * that names are unique over the model. Calls of model-local functions are replaced by their bodies.
  */
 import { FettleError } from '../../runtime/errors.ts';
-import type { Value as IrValue, Model } from '../ir/graph.ts';
+import type { Model } from '../ir/graph.ts';
 import { Graph, Node, Value } from '../ir/graph.ts';
 import type { Weight } from '../ir/weight.ts';
 import { readAttribute } from './attribute.ts';
@@ -34,14 +34,22 @@ export class GraphReader {
     this.functions = functions;
   }
 
-  /** Fills an empty graph from a message, in the scope of the graphs around it. */
-  read(proto: GraphProto, graph: Graph, outer?: Scope): void {
+  /**
+   * Fills an empty graph from a message, in the scope of the graphs around it.
+   *
+   * @returns names of the inputs that have a default value and became constants
+   */
+  read(proto: GraphProto, graph: Graph, outer?: Scope): readonly string[] {
     const scope = new Scope(outer);
     graph.docString = proto.docString ?? '';
     graph.metadata = entriesOf(proto.metadataProps);
     graph.carried = unknownsOf(proto);
     const infos = new Map<string, ValueInfoProto>();
-    for (const info of [...(proto.valueInfo ?? []), ...(proto.output ?? []), ...(proto.input ?? [])])
+    for (const info of [
+      ...(proto.valueInfo ?? []),
+      ...(proto.output ?? []),
+      ...(proto.input ?? []),
+    ])
       infos.set(info.name ?? '', info);
     const define = (name: string): Value => this.define(name, scope, infos.get(name));
     const weights = this.readWeights(proto);
@@ -57,18 +65,12 @@ export class GraphReader {
       value.shape = weight.shape;
       graph.addConstant(value);
     }
-    if (constantInputs.length > 0 && this.model.irVersion >= 4)
-      this.model.warnings.push(
-        `${constantInputs.length} inputs have a default value ("${constantInputs[0]}"${
-          constantInputs.length > 1 ? ', …' : ''
-        }); they become constants.`,
-      );
     const nodes = sortNodes(proto.node ?? []);
-    for (const node of nodes)
-      for (const name of node.output ?? []) if (name !== '') define(name);
+    for (const node of nodes) for (const name of node.output ?? []) if (name !== '') define(name);
     for (const node of nodes) this.addNode(graph, node, scope);
     for (const { name = '' } of proto.output ?? [])
       graph.setOutput(this.lookup(name, scope, `The graph "${graph.name}" has the output`));
+    return constantInputs;
   }
 
   private readWeights(proto: GraphProto): Map<string, Weight> {
@@ -102,11 +104,8 @@ export class GraphReader {
 
   private lookup(name: string, scope: Scope, who: string): Value {
     const value = scope.get(name);
-    if (value !== undefined) return value;
-    throw new FettleError('MODEL_INVALID', `${who} "${name}", which nothing defines.`, {
-      at: { value: name },
-      fix: 'Export the model again.',
-    });
+    if (value === undefined) throw undefinedName(name, who);
+    return value;
   }
 
   private addNode(graph: Graph, proto: NodeProto, scope: Scope, caller?: Node): void {
@@ -118,19 +117,23 @@ export class GraphReader {
     const node = this.makeNode(proto, outputsOf(proto, scope), scope, caller);
     proto.input?.forEach((name, index) => {
       const absent = name === '' || (scope.has(name) && scope.get(name) === undefined);
-      node.setInput(index, absent ? undefined : this.lookup(name, scope, `${node.describe()} reads`));
+      node.setInput(
+        index,
+        absent ? undefined : this.lookup(name, scope, `${node.describe()} reads`),
+      );
     });
     graph.insert(node);
   }
 
   private makeNode(
     proto: NodeProto,
-    outputs: readonly (IrValue | undefined)[],
+    outputs: readonly (Value | undefined)[],
     scope: Scope,
     caller: Node | undefined,
   ): Node {
     const own = proto.name ?? '';
-    const name = caller === undefined ? own : `${caller.name}/${own === '' ? (proto.opType ?? '') : own}`;
+    const name =
+      caller === undefined ? own : `${caller.name}/${own === '' ? (proto.opType ?? '') : own}`;
     const node = new Node(proto.opType ?? '', outputs, {
       domain: canonicalDomain(proto.domain),
       overload: proto.overload ?? '',
@@ -187,7 +190,10 @@ export class GraphReader {
       const actual = call.input?.[i] ?? '';
       const absent = actual === '' || (scope.has(actual) && scope.get(actual) === undefined);
       if (inner.owns(formal)) throw duplicate(formal);
-      inner.define(formal, absent ? undefined : this.lookup(actual, scope, `${frame.describe()} reads`));
+      inner.define(
+        formal,
+        absent ? undefined : this.lookup(actual, scope, `${frame.describe()} reads`),
+      );
     });
     const results = outputsOf(call, scope);
     const copies: [formal: string, result: Value][] = [];
@@ -213,7 +219,8 @@ export class GraphReader {
       graph.insert(copy);
     }
     for (const [formal, result] of taken)
-      if (result.producer === undefined) this.lookup(`${formal}`, new Scope(), `Function ${describe(body)} returns`);
+      if (result.producer === undefined)
+        throw undefinedName(formal, `Function ${describe(body)} returns`);
   }
 }
 
@@ -221,9 +228,20 @@ function outputsOf(proto: NodeProto, scope: Scope): (Value | undefined)[] {
   return (proto.output ?? []).map((name) => (name === '' ? undefined : scope.get(name)));
 }
 
-function duplicate(name: string): FettleError {
-  return new FettleError('MODEL_INVALID', `"${name}" is defined twice; values have one definition.`, {
+function undefinedName(name: string, who: string): FettleError {
+  return new FettleError('MODEL_INVALID', `${who} "${name}", which nothing defines.`, {
     at: { value: name },
     fix: 'Export the model again.',
   });
+}
+
+function duplicate(name: string): FettleError {
+  return new FettleError(
+    'MODEL_INVALID',
+    `"${name}" is defined twice; values have one definition.`,
+    {
+      at: { value: name },
+      fix: 'Export the model again.',
+    },
+  );
 }

@@ -13,7 +13,7 @@ import type { ExternalReference } from './external.ts';
 import { ExternalFiles } from './external.ts';
 import { canonicalDomain, Functions } from './functions.ts';
 import { GraphReader } from './read-graph.ts';
-import type { ModelProto, OpsetProto } from './schema.ts';
+import type { Long, ModelProto, OpsetProto } from './schema.ts';
 import type { TensorStorage } from './tensor.ts';
 import { entriesOf } from './type.ts';
 import { decodeMessage, toBigInt, unknownsOf } from './wire.ts';
@@ -26,6 +26,9 @@ const KEEP_BYTES = 16 * 1024;
 
 /** Oldest and newest ONNX IR version this reader was checked against. */
 const IR_VERSIONS = [3, 13] as const;
+
+/** From this IR version on an initializer need not be a graph input; the reader makes it so. */
+const IR_CONSTANTS_ALONE = 4;
 
 /** Oldest and newest opset this reader was checked against. */
 const OPSETS = [7, 25] as const;
@@ -108,6 +111,8 @@ export function decodeModel(bytes: Uint8Array, options: DecodeOptions = {}): Mod
   return modelOf(bytes, { hold: sourceOf, external });
 }
 
+const zero: Long = { low: 0, high: 0 };
+
 function modelOf(bytes: Uint8Array, storage: TensorStorage): Model {
   refuseOtherFormats(bytes);
   const proto = decodeMessage('ModelProto', bytes);
@@ -121,7 +126,15 @@ function modelOf(bytes: Uint8Array, storage: TensorStorage): Model {
   const functions = proto.functions ?? [];
   readOpsets(model, proto.opsetImport ?? []);
   for (const body of functions) checkFunctionOpsets(model, body.name ?? '', body.opsetImport ?? []);
-  new GraphReader(model, storage, new Functions(functions)).read(proto.graph, model.graph);
+  const defaultInputs = new GraphReader(model, storage, new Functions(functions)).read(
+    proto.graph,
+    model.graph,
+  );
+  // before IR version 4 every initializer was listed as an input
+  if (defaultInputs.length > 0 && Number(toBigInt(proto.irVersion ?? zero)) >= IR_CONSTANTS_ALONE)
+    model.warnings.push(
+      `${defaultInputs.length} inputs have a default value and become constants: ${defaultInputs.slice(0, 3).join(', ')}${defaultInputs.length > 3 ? ', …' : ''}.`,
+    );
   if (model.graph.outputs.length === 0)
     throw new FettleError('MODEL_INVALID', `The graph "${model.graph.name}" has no outputs.`, {
       at: { graph: model.graph.name },
@@ -133,18 +146,19 @@ function modelOf(bytes: Uint8Array, storage: TensorStorage): Model {
 }
 
 function readHeader(model: Model, proto: ModelProto): void {
-  model.irVersion = Number(toBigInt(proto.irVersion ?? { low: 0, high: 0 }));
+  const irVersion = Number(toBigInt(proto.irVersion ?? zero));
+  model.irVersion = Math.max(irVersion, IR_CONSTANTS_ALONE);
   model.producerName = proto.producerName ?? '';
   model.producerVersion = proto.producerVersion ?? '';
   model.domain = proto.domain ?? '';
-  model.modelVersion = toBigInt(proto.modelVersion ?? { low: 0, high: 0 });
+  model.modelVersion = toBigInt(proto.modelVersion ?? zero);
   model.docString = proto.docString ?? '';
   for (const [key, value] of entriesOf(proto.metadataProps)) model.metadata.set(key, value);
   model.carried = unknownsOf(proto);
   const [oldest, newest] = IR_VERSIONS;
-  if (model.irVersion < oldest || model.irVersion > newest)
+  if (irVersion < oldest || irVersion > newest)
     model.warnings.push(
-      `The model has ONNX IR version ${model.irVersion}; versions ${oldest} to ${newest} are known.`,
+      `The model has ONNX IR version ${irVersion}; versions ${oldest} to ${newest} are known.`,
     );
 }
 
@@ -182,12 +196,16 @@ function checkFunctionOpsets(model: Model, name: string, opsets: readonly OpsetP
 }
 
 function versionOf(opset: OpsetProto): number {
-  const version = toBigInt(opset.version ?? { low: 0, high: 0 });
+  const version = toBigInt(opset.version ?? zero);
   if (version >= 0n && version < 2n ** 31n) return Number(version);
-  throw new FettleError('MODEL_INVALID', `Opset version ${version} of "${opset.domain}" is absurd.`, {
-    at: { domain: opset.domain ?? '' },
-    fix: 'Export the model again.',
-  });
+  throw new FettleError(
+    'MODEL_INVALID',
+    `Opset version ${version} of "${opset.domain}" is absurd.`,
+    {
+      at: { domain: opset.domain ?? '' },
+      fix: 'Export the model again.',
+    },
+  );
 }
 
 function sourceOf(bytes: Uint8Array): ByteSource {

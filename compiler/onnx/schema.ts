@@ -283,7 +283,10 @@ export function messageType(name: keyof Messages): protobuf.Type {
   return root.lookupType(name);
 }
 
-function fieldOf([name, [id, type]]: [string, readonly [number, string]]): [string, protobuf.IField] {
+function fieldOf([name, [id, type]]: [string, readonly [number, string]]): [
+  string,
+  protobuf.IField,
+] {
   return type.endsWith('[]')
     ? [name, { id, type: type.slice(0, -2), rule: 'repeated' }]
     : [name, { id, type }];

@@ -15,7 +15,15 @@ import type { ExternalReference } from './external.ts';
 import { externalReference } from './external.ts';
 import type { SparseTensorProto, TensorProto } from './schema.ts';
 import { textOf } from './text.ts';
-import { countVarints, eachVarint, encodeMessage, has, toSize, unknownFields } from './wire.ts';
+import {
+  countVarints,
+  eachVarint,
+  encodeMessage,
+  fromNumber,
+  has,
+  toSize,
+  unknownFields,
+} from './wire.ts';
 
 /** Where the bytes of tensors come from. */
 export interface TensorStorage {
@@ -102,8 +110,13 @@ export function readSparseTensor(
   if (!Number.isInteger(elementBytes) || elementBytes === 0)
     throw invalid(at, `is a sparse tensor of ${values.dtype}, which has no whole bytes.`);
   const perIndex = indices.shape.length === 2 ? shape.length : 1;
-  if (indices.dtype !== 'i64' || values.shape.length !== 1 || indices.shape[0] !== nonZero ||
-      indices.shape.length > 2 || (indices.shape[1] ?? 1) !== perIndex)
+  if (
+    indices.dtype !== 'i64' ||
+    values.shape.length !== 1 ||
+    indices.shape[0] !== nonZero ||
+    indices.shape.length > 2 ||
+    (indices.shape[1] ?? 1) !== perIndex
+  )
     throw invalid(at, `has values [${values.shape}] and indices [${indices.shape}] that disagree.`);
   const places = sparsePlaces(indices, nonZero, perIndex, shape);
   if (places.some((place) => !(place >= 0 && place < count)))
@@ -119,7 +132,21 @@ export function readSparseTensor(
     });
     return dense;
   };
-  return Weight.lazy(values.dtype, shape, source, { sparse: encodeMessage('SparseTensorProto', proto) });
+  // encoded anew, since values and indices may be external data
+  const sparse = encodeMessage('SparseTensorProto', {
+    ...proto,
+    values: plainTensor(values),
+    indices: plainTensor(indices),
+  });
+  return Weight.lazy(values.dtype, shape, source, { sparse });
+}
+
+function plainTensor(weight: Weight): TensorProto {
+  return {
+    dims: weight.shape.map(fromNumber),
+    dataType: dtypes[weight.dtype].onnx,
+    rawData: weight.bytes(),
+  };
 }
 
 function sparsePlaces(
@@ -167,7 +194,12 @@ function sourceOf(
     return storage.hold(bytes);
   }
   return typedSource(proto, dtype, wanted, storage, (seen) =>
-    invalid(at, seen === 0 ? `has no data, but ${wantedText}.` : `has ${seen} stored elements, but ${wantedText}.`),
+    invalid(
+      at,
+      seen === 0
+        ? `has no data, but ${wantedText}.`
+        : `has ${seen} stored elements, but ${wantedText}.`,
+    ),
   );
 }
 

@@ -31,7 +31,7 @@ export function bytesOfText(text: string): Uint8Array {
 
 function escaped(bytes: Uint8Array): string {
   let text = '';
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const length = sequenceLength(bytes, at);
     if (length === 0) text += String.fromCharCode(0xdc00 | (bytes[at++] ?? 0));
     else text += strict.decode(bytes.subarray(at, (at += length)));

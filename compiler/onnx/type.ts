@@ -60,9 +60,19 @@ function readDim(dim: DimensionProto, fresh: () => Dim, at: ErrorPlace): Dim {
     return toSize(dim.dimValue, `A dimension of "${at['value']}"`, at);
   const text = dim.dimParam ?? '';
   if (text === '') return fresh();
-  const products = text.match(/\)\s*\*|\*\s*\(/g)?.length ?? 0;
-  if (text.length > MAX_EXPRESSION || products > MAX_PRODUCTS) return `\`${text.replaceAll('`', "'")}\``;
+  if (!isExpression(text)) return quoteDim(text);
   const parsed = parseDim(text);
-  const unusable = typeof parsed === 'number' ? parsed < 0 : isAnonymous(parsed);
-  return unusable ? fresh() : parsed;
+  if (typeof parsed === 'number') return parsed < 0 ? fresh() : parsed;
+  if (isAnonymous(parsed)) return fresh();
+  // what the writer makes of it must be read the same way
+  return isExpression(parsed) ? parsed : quoteDim(text);
+}
+
+function isExpression(text: string): boolean {
+  const products = text.match(/\)\s*\*|\*\s*\(/g)?.length ?? 0;
+  return text.length <= MAX_EXPRESSION && products <= MAX_PRODUCTS;
+}
+
+function quoteDim(text: string): Dim {
+  return `\`${text.replaceAll('`', "'")}\``;
 }
