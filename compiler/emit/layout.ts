@@ -8,7 +8,7 @@
  * Tensors below 1 KiB stay in the graph file: engines look at small constants (axes, shapes) before
  * they load external data.
  */
-import type { Model } from '../ir/graph.ts';
+import type { Model, Value } from '../ir/graph.ts';
 import type { Weight } from '../ir/weight.ts';
 
 /** Alignment of tensors in the weight buffer, in bytes. */
@@ -55,7 +55,8 @@ export function layoutWeights(model: Model): WeightLayout {
   const offsets = new Map<Weight, number>();
   let end = 0;
   for (const { name, weight } of constantsInUseOrder(model)) {
-    if (offsets.has(weight) || weight.byteLength < INLINE_BYTES) continue;
+    const inline = weight.byteLength < INLINE_BYTES || weight.carried?.sparse !== undefined;
+    if (inline || offsets.has(weight)) continue;
     placed.push({ name, weight, offset: end });
     offsets.set(weight, end);
     end = align(end + weight.byteLength);
@@ -63,19 +64,20 @@ export function layoutWeights(model: Model): WeightLayout {
   return { placed, offsets, bytes: end, chunkBytes: chunkBytesFor(end) };
 }
 
-/** Each constant once: in the order of first use, then those that nothing uses. */
+/**
+ * Each constant of the main graph once: in the order of first use, then those that nothing uses.
+ * Constants of subgraphs stay with their subgraph; onnxruntime-web finds no external data for them.
+ */
 export function constantsInUseOrder(
   model: Model,
 ): readonly { readonly name: string; readonly weight: Weight }[] {
-  const found = new Map<string, Weight>();
-  const add = (name: string, weight: Weight | undefined): void => {
-    if (weight !== undefined && !found.has(name)) found.set(name, weight);
-  };
+  const { constants } = model.graph;
+  const found = new Set<Value>();
   for (const node of model.graph.allNodes())
-    for (const input of node.inputs) if (input !== undefined) add(input.name, input.weight);
-  for (const graph of model.graph.allGraphs())
-    for (const constant of graph.constants) add(constant.name, constant.weight);
-  return [...found].map(([name, weight]) => ({ name, weight }));
+    for (const input of node.inputs)
+      if (input !== undefined && constants.has(input)) found.add(input);
+  for (const constant of constants) found.add(constant);
+  return [...found].flatMap(({ name, weight }) => (weight === undefined ? [] : [{ name, weight }]));
 }
 
 /**

@@ -1,0 +1,119 @@
+/**
+ * Writes the weight buffer as chunk files. Weights are read, hashed and written a few megabytes at a
+ * time, so that the buffer is never in memory.
+ */
+import { throwIfAborted } from '../../runtime/errors.ts';
+import type { FileSpec } from '../../runtime/manifest.ts';
+import type { FileSystem, FileWriter } from '../files.ts';
+import { joinPath } from '../files.ts';
+import type { Progress } from '../passes/pass.ts';
+import { Sha256 } from '../sha256.ts';
+import type { WeightLayout } from './layout.ts';
+
+/** Bytes read at a time. */
+const PIECE_BYTES = 4 << 20;
+
+/** How a long write reports and stops. */
+export interface WriteControl {
+  /** Told after each piece. */
+  readonly progress: Progress;
+  /** Stops between pieces. */
+  readonly signal: AbortSignal | undefined;
+}
+
+/**
+ * Writes `weights-00.bin`, `weights-01.bin`, … into a folder.
+ *
+ * @returns the files in order; none when there are no weights
+ * @throws {@link FettleError} IO_FAILED when a weight cannot be read or a file cannot be written
+ */
+export async function writeWeights(
+  files: FileSystem,
+  folder: string,
+  layout: WeightLayout,
+  control: WriteControl,
+): Promise<readonly FileSpec[]> {
+  const chunks = new ChunkWriter(files, folder, layout);
+  try {
+    for (const { weight, offset } of layout.placed) {
+      chunks.pad(offset);
+      for (let at = 0; at < weight.byteLength; at += PIECE_BYTES) {
+        chunks.write(weight.bytes(at, Math.min(PIECE_BYTES, weight.byteLength - at)));
+        control.progress('write weights', chunks.end, layout.bytes);
+        await turn(control.signal);
+      }
+    }
+    chunks.pad(layout.bytes);
+    return chunks.done();
+  } catch (error) {
+    chunks.abort();
+    throw error;
+  }
+}
+
+/** Cuts a stream of bytes into files of `layout.chunkBytes`. */
+class ChunkWriter {
+  /** Bytes written so far. */
+  end = 0;
+  private readonly files: FileSystem;
+  private readonly folder: string;
+  private readonly layout: WeightLayout;
+  private readonly finished: FileSpec[] = [];
+  private open:
+    | { readonly path: string; readonly writer: FileWriter; readonly hash: Sha256 }
+    | undefined;
+
+  constructor(files: FileSystem, folder: string, layout: WeightLayout) {
+    this.files = files;
+    this.folder = folder;
+    this.layout = layout;
+  }
+
+  /** Zeros up to byte `offset` of the buffer; less than one alignment. */
+  pad(offset: number): void {
+    if (offset > this.end) this.write(new Uint8Array(offset - this.end));
+  }
+
+  write(bytes: Uint8Array): void {
+    const { chunkBytes } = this.layout;
+    for (let at = 0; at < bytes.length;) {
+      this.open ??= this.start();
+      const length = Math.min(bytes.length - at, chunkBytes - (this.end % chunkBytes));
+      const part = bytes.subarray(at, at + length);
+      this.open.hash.update(part);
+      this.open.writer.write(part);
+      at += length;
+      this.end += length;
+      if (this.end % chunkBytes === 0) this.finish();
+    }
+  }
+
+  done(): readonly FileSpec[] {
+    this.finish();
+    return this.finished;
+  }
+
+  abort(): void {
+    this.open?.writer.abort();
+  }
+
+  private start(): NonNullable<ChunkWriter['open']> {
+    const path = `weights-${String(this.finished.length).padStart(2, '0')}.bin`;
+    return { path, writer: this.files.create(joinPath(this.folder, path)), hash: new Sha256() };
+  }
+
+  private finish(): void {
+    if (this.open === undefined) return;
+    const { path, writer, hash } = this.open;
+    writer.close();
+    const before = this.finished.reduce((sum, file) => sum + file.bytes, 0);
+    this.finished.push({ path, bytes: this.end - before, sha256: hash.hex() });
+    this.open = undefined;
+  }
+}
+
+/** Lets events (an abort among them) happen, then stops when it has. */
+async function turn(signal: AbortSignal | undefined): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve));
+  throwIfAborted(signal);
+}
