@@ -1,6 +1,6 @@
 /**
  * The shape of a pass. A pass is made by a factory with options, edits the model in place and says
- * honestly whether it changed it; the runner (`run.ts`) does the verifying, timing and reporting.
+ * honestly whether it changed it; the runner (`run-passes.ts`) does the verifying, timing and reporting.
  */
 import type { Target } from '../../targets/target.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
@@ -61,6 +61,16 @@ export interface Pass {
   run(model: Model, context: PassContext): boolean | Promise<boolean>;
   /** Throws when the result breaks what the pass promises. */
   ensures?(model: Model, context: PassContext): void;
+}
+
+/** Passes that are repeated until none of them changes anything. */
+export interface PassGroup {
+  /** Name in a pipeline. */
+  readonly name: string;
+  /** The passes, in order. */
+  readonly passes: readonly Pass[];
+  /** Most rounds; a group that is still changing things then is reported, not an error. */
+  readonly rounds: number;
 }
 
 /** What one pass did. */

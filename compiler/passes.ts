@@ -1,0 +1,91 @@
+/**
+ * Every pass, and how a pipeline becomes passes. To add one: its file in `passes/`, a line here, and
+ * golden cases in `test/golden/<name>/`.
+ */
+import { FettleError, nearest } from '../runtime/errors.ts';
+import type { PipelineStep } from '../targets/target.ts';
+import { cleanUp, cleanUpRounds } from './passes/clean-up.ts';
+import { deduplicateWeights, deduplicateWeightsDefaults } from './passes/deduplicate-weights.ts';
+import { eliminateCommonSubexpressions } from './passes/eliminate-common-subexpressions.ts';
+import { eliminateDead } from './passes/eliminate-dead.ts';
+import { eliminateIdentity } from './passes/eliminate-identity.ts';
+import { foldBatchNorm } from './passes/fold-batch-norm.ts';
+import { foldConstants, foldConstantsDefaults } from './passes/fold-constants.ts';
+import { mergeAdjacent } from './passes/merge-adjacent.ts';
+import type { PassEntry } from './passes/pass-options.ts';
+import { passEntry } from './passes/pass-options.ts';
+import type { Pass, PassGroup } from './passes/pass.ts';
+import { simplifyShapes } from './passes/simplify-shapes.ts';
+import { specializeShapes, specializeShapesDefaults } from './passes/specialize-shapes.ts';
+
+/** Every pass, alphabetically. */
+export const passes: readonly PassEntry[] = [
+  passEntry(
+    'Stores equal weights once, also when one is the transpose of the other.',
+    deduplicateWeightsDefaults,
+    deduplicateWeights,
+  ),
+  passEntry('Computes once what is computed twice.', {}, eliminateCommonSubexpressions),
+  passEntry('Removes nodes, constants and outputs that nothing depends on.', {}, eliminateDead),
+  passEntry('Removes ops that hand on their input unchanged.', {}, eliminateIdentity),
+  passEntry('Puts batch normalization into the convolution before it.', {}, foldBatchNorm),
+  passEntry(
+    'Computes at compile time what depends on constants only.',
+    foldConstantsDefaults,
+    foldConstants,
+  ),
+  passEntry('Makes one op of two of a kind in a row.', {}, mergeAdjacent),
+  passEntry('Replaces shape arithmetic by constants or shorter ops.', {}, simplifyShapes),
+  passEntry(
+    'Fixes sizes of inputs that the model leaves open.',
+    specializeShapesDefaults,
+    specializeShapes,
+  ),
+];
+
+/** Sequences a pipeline can ask for by one name. */
+const groups: Readonly<Record<string, { steps: readonly PipelineStep[]; rounds: number }>> = {
+  'clean-up': { steps: cleanUp, rounds: cleanUpRounds },
+};
+
+/** The entry of a pass, or undefined when there is none of that name. */
+export function findPass(name: string): PassEntry | undefined {
+  return passes.find((entry) => entry.name === name);
+}
+
+/**
+ * Makes the passes of a pipeline.
+ *
+ * @param steps - pass ids, ids with options, or `clean-up` for the whole of it
+ * @throws FettleError USAGE for a pass or an option that does not exist
+ *
+ * @example
+ * const reports = await runPasses(model, pipelineFrom(['clean-up']));
+ */
+export function pipelineFrom(steps: readonly PipelineStep[]): (Pass | PassGroup)[] {
+  return steps.map((step) => {
+    const [name, options] = typeof step === 'string' ? [step, undefined] : step;
+    const group = Object.hasOwn(groups, name) ? groups[name] : undefined;
+    if (group === undefined) return passFrom(name, options);
+    if (options !== undefined && Object.keys(options).length > 0)
+      throw new FettleError('USAGE', `"${name}" is a sequence of passes and takes no options.`, {
+        at: { pass: name },
+        fix: `Name the pass that has the option instead of "${name}".`,
+      });
+    const members = group.steps.map((inner) =>
+      typeof inner === 'string' ? passFrom(inner, undefined) : passFrom(...inner),
+    );
+    return { name, passes: members, rounds: group.rounds };
+  });
+}
+
+function passFrom(name: string, options: Readonly<Record<string, unknown>> | undefined): Pass {
+  const entry = findPass(name);
+  if (entry !== undefined) return entry.create(options);
+  const names = [...Object.keys(groups), ...passes.map((pass) => pass.name)];
+  const guess = nearest(name, names);
+  throw new FettleError('USAGE', `There is no pass "${name}".`, {
+    at: { pass: name },
+    fix: guess === undefined ? `Use one of: ${names.join(', ')}.` : `Did you mean "${guess}"?`,
+  });
+}
