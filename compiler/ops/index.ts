@@ -13,6 +13,10 @@ import { logicOps } from './logic.ts';
 import { matmulOps } from './matmul.ts';
 import { poolOps } from './pool.ts';
 import { normOps } from './norm.ts';
+import { quantizedOps } from './quantized.ts';
+import { quantizeOps } from './quantize.ts';
+import { quantizeContribOps } from './quantize-contrib.ts';
+import { matmulNBitsOps } from './matmul-n-bits.ts';
 
 /** The families, each a file of this folder. */
 export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
@@ -25,6 +29,10 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   'conv-transpose': convTransposeOps,
   pool: poolOps,
   norm: normOps,
+  quantized: quantizedOps,
+  quantize: quantizeOps,
+  'quantize-contrib': quantizeContribOps,
+  'matmul-n-bits': matmulNBitsOps,
 };
 
 const definitions: ReadonlyMap<string, OpDefinition> = new Map(

@@ -68,3 +68,15 @@ export function scaleIndex(
     return (outer * blocks + Math.floor(along / block)) * inner + (index % inner);
   };
 }
+
+/** Scale and zero point that map values to u8, as DynamicQuantizeLinear chooses them. */
+export function dynamicRange(values: ArrayLike<number>): { scale: number; zeroPoint: number } {
+  let [low, high] = [0, 0];
+  for (let i = 0; i < values.length; i++) {
+    low = Math.min(low, values[i] ?? 0);
+    high = Math.max(high, values[i] ?? 0);
+  }
+  const scale = high === low ? 1 : Math.fround(Math.fround(high - low) / 255);
+  const zeroPoint = Math.min(255, Math.max(0, roundHalfEven(Math.fround(-low / scale))));
+  return { scale, zeroPoint };
+}
