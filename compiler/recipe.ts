@@ -9,8 +9,8 @@ import { FettleError, nearest } from '../runtime/errors.ts';
 import { parseFormat } from './quant/formats.ts';
 import { parseFraction, parseSize } from './units.ts';
 
-/** Sizes of one input: numbers, or names for sizes that stay open. */
-export type InputShape = readonly (number | string)[];
+/** Sizes of one input, or the one size of a symbol; `?` for a size that stays open. */
+export type InputShape = readonly (number | '?')[];
 
 /** What decides a compilation. Made by {@link parseRecipe}, which fills in the defaults. */
 export interface Recipe {
@@ -19,11 +19,13 @@ export interface Recipe {
    * format that meets `maxSize`, or the model's own dtypes when there is no size budget.
    */
   readonly weights?: string;
+  /** Tables that rows are gathered from: `same` as `weights`, `keep` their dtype, or a format of their own. */
+  readonly embeddings: string;
   /** Scales of quantized weights: `mse` searches the clip of least squared error, `none` spans the range. */
   readonly clip: 'mse' | 'none';
   /** Constants that keep their dtype: names, or patterns with `*`. */
   readonly skip: readonly string[];
-  /** Sizes of inputs to specialize for, by input name. */
+  /** Sizes to specialize for, by the name of an input or of a size: `{ x: [1, 3, 48, 320], batch: [1] }`. */
   readonly shapes: Readonly<Record<string, InputShape>>;
   /** Tokens (past and present) that the memory figures are for. Absent: what the model allows. */
   readonly contextLength?: number;
@@ -45,6 +47,7 @@ export interface Recipe {
 
 /** The recipe of an empty object: clean-up only, weights as they are. */
 export const defaultRecipe: Recipe = {
+  embeddings: 'same',
   clip: 'mse',
   skip: [],
   shapes: {},
@@ -78,6 +81,7 @@ type Reader = (value: unknown, option: string) => unknown;
 /** One reader per field, in the order in which messages list them. */
 const readers: Readonly<Record<keyof Recipe, Reader>> = {
   weights: readWeights,
+  embeddings: readEmbeddings,
   clip: oneOf('mse', 'none'),
   skip: readSkip,
   shapes: readShapes,
@@ -138,21 +142,21 @@ export function presetRecipe(name: string): Recipe {
 }
 
 /**
- * Reads `--shape` text: `x=1x3x48x320`, sizes separated by `x`, names for sizes that stay open
- * (`x=batchx3x48x320` would be ambiguous: separate with commas, `x=batch,3,48,320`).
+ * Reads `--shape` text: `x=1x3x48x320`, `x=1x3x48x?`, `batch=1`; commas may separate sizes too.
  *
  * @throws {@link FettleError} USAGE when it does not read so
  */
-export function parseShapeOption(text: string): readonly [input: string, shape: InputShape] {
+export function parseShapeOption(text: string): readonly [name: string, shape: InputShape] {
   const at = text.lastIndexOf('=');
   const sizes = text.slice(at + 1);
   if (at < 1 || sizes === '')
     throw new FettleError('USAGE', `Cannot read the shape "${text}".`, {
       at: { option: 'shape' },
-      fix: 'Write input=1x3x48x320, or input=batch,3,48,320 when a size has a name.',
+      fix: 'Write input=1x3x48x320, with ? for a size that stays open.',
     });
-  const parts = sizes.includes(',') ? sizes.split(',') : sizes.split('x');
-  const shape = parts.map((part) => (/^\d+$/.test(part.trim()) ? Number(part) : part.trim()));
+  const shape = sizes
+    .split(/[x,]/i)
+    .map((part) => (/^\s*\d+\s*$/.test(part) ? Number(part) : part.trim()));
   return [text.slice(0, at), readShape(shape, 'shape', text)];
 }
 
@@ -164,6 +168,10 @@ function readWeights(value: unknown, option: string): string {
   throw unacceptable(option, 'a weight format such as w4g32, w8g32, f16 or f32', value);
 }
 
+function readEmbeddings(value: unknown, option: string): string {
+  return value === 'same' || value === 'keep' ? value : readWeights(value, option);
+}
+
 function readSkip(value: unknown, option: string): readonly string[] {
   const names = typeof value === 'string' ? value.split(',') : value;
   if (Array.isArray(names) && names.every((name) => typeof name === 'string' && name !== ''))
@@ -173,7 +181,7 @@ function readSkip(value: unknown, option: string): readonly string[] {
 
 function readShapes(value: unknown, option: string): Readonly<Record<string, InputShape>> {
   if (typeof value !== 'object' || value === null || Array.isArray(value))
-    throw unacceptable(option, 'an object of input name to list of sizes', value);
+    throw unacceptable(option, 'an object of names to lists of sizes', value);
   return Object.fromEntries(
     Object.entries(value).map(([input, shape]) => [input, readShape(shape, option, input)]),
   );
@@ -181,13 +189,9 @@ function readShapes(value: unknown, option: string): Readonly<Record<string, Inp
 
 function readShape(shape: unknown, option: string, place: string): InputShape {
   const accepted = (dim: unknown): boolean =>
-    typeof dim === 'number' ? Number.isSafeInteger(dim) && dim > 0 : isSizeName(dim);
-  if (Array.isArray(shape) && shape.every(accepted)) return shape as (number | string)[];
-  throw unacceptable(option, `sizes > 0 or names of sizes for "${place}"`, shape);
-}
-
-function isSizeName(dim: unknown): boolean {
-  return typeof dim === 'string' && /^[A-Za-z_][\w.]*$/.test(dim);
+    dim === '?' || (typeof dim === 'number' && Number.isSafeInteger(dim) && dim > 0);
+  if (Array.isArray(shape) && shape.every(accepted)) return shape as (number | '?')[];
+  throw unacceptable(option, `sizes > 0 or ? for "${place}"`, shape);
 }
 
 function readBoolean(value: unknown, option: string): boolean {

@@ -26,7 +26,8 @@ test('an empty recipe is the default one, and JSON of a recipe reads back as the
     weights: 'w4g32',
     clip: 'none',
     skip: ['lm_head', '*.norm.weight'],
-    shapes: { x: [1, 3, 48, 'width'] },
+    embeddings: 'w8g32',
+    shapes: { x: [1, 3, 48, '?'] },
     maxSize: '3MB',
     maxMemory: '450 MiB',
     maxLoss: '1%',
@@ -76,9 +77,9 @@ test('what a later version brings says that it is not supported yet', () => {
   throws(() => parseRecipe({ weights: 'auto:4.2' }), usage(/not supported yet/, /w4g32/));
 });
 
-test('a shape option reads numbers, and names where sizes stay open', () => {
+test('a shape option reads numbers, and ? where sizes stay open', () => {
   deepEqual(parseShapeOption('x=1x3x48x320'), ['x', [1, 3, 48, 320]]);
-  deepEqual(parseShapeOption('a=b=batch,3'), ['a=b', ['batch', 3]]);
+  deepEqual(parseShapeOption('a=b=?,3'), ['a=b', ['?', 3]]);
   deepEqual(parseShapeOption('x=7'), ['x', [7]]);
   throws(() => parseShapeOption('x'), usage(/Cannot read the shape "x"/));
   throws(() => parseShapeOption('x=1xx3'), usage(/sizes > 0/));
