@@ -82,10 +82,10 @@ class DecoderBuilder {
         ? stream.sum
         : this.normed(parts, '/model/norm', 'model.norm', stream, 3).normed;
     const logits = this.head(hidden, table);
-    e.output('logits', logits, ['batch_size', 'sequence_length', config.vocabulary]);
+    e.output('logits', logits, 'f32', ['batch_size', 'sequence_length', config.vocabulary]);
     presents.forEach((present, layer) => {
       for (const part of ['key', 'value'] as const)
-        e.output(`present.${layer}.${part}`, present[part], this.cacheShape(TOTAL));
+        e.output(`present.${layer}.${part}`, present[part], 'f32', this.cacheShape(TOTAL));
     });
     e.model.producerName = 'fettle-models';
     e.model.producerVersion = this.spelling.name;

@@ -40,8 +40,9 @@ export class Emitter {
     return this.rewriter.graphInput(name, { dtype, shape });
   }
 
-  /** Makes a node's output a graph output of the given name and declared shape. */
-  output(name: string, value: Value, shape: readonly Dim[]): void {
+  /** Makes a node's output a graph output of the given name and declared type. */
+  output(name: string, value: Value, dtype: DType, shape: readonly Dim[]): void {
+    value.dtype = dtype;
     value.shape = shape;
     this.rewriter.graphOutput(name, value);
   }
