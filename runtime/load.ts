@@ -1,0 +1,225 @@
+/**
+ * Reads a bundle's files from its source: weights are streamed straight into one buffer that has the
+ * final size from the start, a few chunks at a time, and each chunk is hashed where it lies.
+ *
+ * Peak beside the buffer: the pieces in flight, and one chunk copied by the platform's SHA-256 (chunks
+ * are at most an eighth of the weights, see docs/bundle.md; larger ones are hashed in JavaScript).
+ */
+import { fileAt, MANIFEST_BYTES, MANIFEST_PATH, parseManifest } from './bundle.ts';
+import { renew } from './check.ts';
+import { FettleError } from './errors.ts';
+import type { FileSpec, Manifest } from './manifest.ts';
+import { hex, sha256 } from './sha256.ts';
+import type { BundleSource } from './source.ts';
+import { readFailed } from './source.ts';
+
+/** How far a load has come. */
+export interface LoadProgress {
+  /** `download` while bytes arrive, `prepare` while the engine builds its program, then `ready`. */
+  readonly stage: 'download' | 'prepare' | 'ready';
+  /** Bytes of weights and program read so far. */
+  readonly loadedBytes: number;
+  /** Bytes of weights and program. */
+  readonly totalBytes: number;
+}
+
+/** How a bundle is read. */
+export interface LoadOptions {
+  /** Compare every file with its SHA-256. Default true; sizes are always compared. */
+  readonly verify?: boolean;
+  /** Aborts the load; whatever was allocated is let go. */
+  readonly signal?: AbortSignal;
+  /** Called as bytes arrive. */
+  readonly onProgress?: (progress: LoadProgress) => void;
+}
+
+/** Chunks read at the same time: enough to hide latency, few enough to bound buffered pieces. */
+const CHUNKS_IN_FLIGHT = 3;
+/** A chunk up to this size is always hashed by the platform. */
+const SMALL_CHUNK_BYTES = 2 ** 20;
+
+/** Reads and checks `manifest.json`. */
+export async function readManifest(source: BundleSource, options: LoadOptions): Promise<Manifest> {
+  const pieces: Uint8Array[] = [];
+  let total = 0;
+  for await (const piece of streamOf(source, MANIFEST_PATH, options.signal)) {
+    total += piece.length;
+    if (total > MANIFEST_BYTES) throw wrongSize(MANIFEST_PATH, `at most ${MANIFEST_BYTES}`, 'more');
+    pieces.push(piece);
+  }
+  const bytes = new Uint8Array(total);
+  let offset = 0;
+  for (const piece of pieces) {
+    bytes.set(piece, offset);
+    offset += piece.length;
+  }
+  return parseManifest(bytes);
+}
+
+/** Reads one of `manifest.files` whole. */
+export async function readListedFile(
+  source: BundleSource,
+  manifest: Manifest,
+  path: string,
+  options: LoadOptions,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const file = fileAt(manifest, path);
+  await checkSize(source, file, options.signal);
+  const bytes = new Uint8Array(file.bytes);
+  await fill(source, file, bytes, options.signal, () => {});
+  if (options.verify !== false) await checkHash(file, bytes, true);
+  return bytes;
+}
+
+/**
+ * Streams all weight chunks into `target`.
+ *
+ * @param target - `manifest.weights.bytes` bytes, may be shared memory
+ * @param arrived - called with the size of each piece as it is written
+ * @throws {@link FettleError} BUNDLE_CORRUPT naming the chunk that is missing, cut short, too long or changed
+ */
+export async function readWeights(
+  source: BundleSource,
+  manifest: Manifest,
+  target: Uint8Array,
+  options: LoadOptions,
+  arrived: (bytes: number) => void,
+): Promise<void> {
+  const stop = new AbortController();
+  const signal =
+    options.signal === undefined ? stop.signal : AbortSignal.any([options.signal, stop.signal]);
+  const chunks = placeChunks(manifest.weights.files, target);
+  for (const { file } of chunks) await checkSize(source, file, signal);
+  let hashing: Promise<void> = Promise.resolve();
+  const work = async (): Promise<void> => {
+    for (let next = chunks.shift(); next !== undefined; next = chunks.shift()) {
+      const { file, view } = next;
+      await fill(source, file, view, signal, arrived);
+      if (options.verify === false) continue;
+      const native = view.length <= Math.max(SMALL_CHUNK_BYTES, manifest.weights.bytes / 5);
+      // One at a time, so that at most one chunk is copied.
+      hashing = hashing.then(() => checkHash(file, view, native));
+      await hashing;
+    }
+  };
+  try {
+    const workers = Array.from({ length: CHUNKS_IN_FLIGHT }, () =>
+      work().catch((error: unknown) => {
+        stop.abort(error);
+        throw error;
+      }),
+    );
+    const results = await Promise.allSettled(workers);
+    options.signal?.throwIfAborted();
+    if (stop.signal.aborted) throw stop.signal.reason;
+    const failed = results.find((result) => result.status === 'rejected');
+    if (failed !== undefined) throw failed.reason;
+  } finally {
+    stop.abort();
+  }
+}
+
+function placeChunks(
+  files: readonly FileSpec[],
+  target: Uint8Array,
+): { readonly file: FileSpec; readonly view: Uint8Array }[] {
+  let offset = 0;
+  return files.map((file) => {
+    const view = target.subarray(offset, offset + file.bytes);
+    offset += file.bytes;
+    return { file, view };
+  });
+}
+
+/** Fails early, before anything is allocated or downloaded, when the source knows a wrong size. */
+async function checkSize(
+  source: BundleSource,
+  file: FileSpec,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const size = await source.size?.(file.path, signal === undefined ? {} : { signal });
+  if (size !== undefined && size !== file.bytes)
+    throw wrongSize(file.path, `${file.bytes}`, `${size}`);
+}
+
+async function fill(
+  source: BundleSource,
+  file: FileSpec,
+  target: Uint8Array,
+  signal: AbortSignal | undefined,
+  arrived: (bytes: number) => void,
+): Promise<void> {
+  let offset = 0;
+  for await (const piece of streamOf(source, file.path, signal)) {
+    if (offset + piece.length > target.length)
+      throw wrongSize(file.path, `${file.bytes}`, `at least ${offset + piece.length}`);
+    target.set(piece, offset);
+    offset += piece.length;
+    arrived(piece.length);
+  }
+  if (offset < target.length) throw wrongSize(file.path, `${file.bytes}`, `${offset}`);
+}
+
+/** The bytes of a file as they come; foreign errors become IO_FAILED, aborts stay what they are. */
+async function* streamOf(
+  source: BundleSource,
+  path: string,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<Uint8Array, void> {
+  const guard = (cause: unknown): unknown => {
+    signal?.throwIfAborted();
+    if (cause instanceof FettleError) return cause;
+    return readFailed(source.name, path, cause instanceof Error ? cause.message : 'unknown', cause);
+  };
+  signal?.throwIfAborted();
+  let contents: ReadableStream<Uint8Array> | Uint8Array;
+  try {
+    contents = await source.read(path, signal === undefined ? {} : { signal });
+  } catch (cause) {
+    throw guard(cause);
+  }
+  signal?.throwIfAborted();
+  if (contents instanceof Uint8Array) {
+    yield contents;
+    return;
+  }
+  const reader = contents.getReader();
+  try {
+    for (;;) {
+      const step = await reader.read().catch((cause: unknown) => {
+        throw guard(cause);
+      });
+      signal?.throwIfAborted();
+      if (step.done) return;
+      yield step.value;
+    }
+  } finally {
+    // Also reached when the consumer stops early: the connection must not stay open.
+    await reader.cancel().catch(() => {});
+  }
+}
+
+async function checkHash(file: FileSpec, bytes: Uint8Array, native: boolean): Promise<void> {
+  const { subtle } = globalThis.crypto ?? {};
+  const got =
+    native && subtle !== undefined && bytes.buffer instanceof ArrayBuffer
+      ? hex(new Uint8Array(await subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)))
+      : sha256(bytes);
+  if (got === file.sha256) return;
+  throw new FettleError(
+    'BUNDLE_CORRUPT',
+    `"${file.path}" has changed: wanted SHA-256 ${file.sha256}, got ${got}.`,
+    { at: { file: file.path }, fix: renew },
+  );
+}
+
+function wrongSize(path: string, wanted: string, got: string): FettleError {
+  return new FettleError(
+    'BUNDLE_CORRUPT',
+    `"${path}" has the wrong size: wanted ${wanted} bytes, got ${got}.`,
+    {
+      at: { file: path },
+      fix: renew,
+    },
+  );
+}

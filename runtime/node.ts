@@ -1,0 +1,121 @@
+/**
+ * The runtime in Node: everything of `fettle/runtime`, bundle folders and `.fettle` files on disk, process
+ * memory, and the Node entry of onnxruntime-web. The only file of the runtime that uses Node's modules.
+ */
+import { open, realpath } from 'node:fs/promises';
+import { openAsBlob, statSync } from 'node:fs';
+import { join, resolve, sep } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+import type { BundleSource, HostMemory, OpenOptions, Session, SourceLike } from './index.ts';
+import { FettleError, missingFile, openBundle as openAnywhere } from './index.ts';
+
+export * from './index.ts';
+
+/**
+ * Opens a bundle, as `openBundle` of `fettle/runtime` does, but also from disk.
+ *
+ * @param from - folder of a bundle, path of a `.fettle` file, `file:` URL of either, or anything that
+ *   `fettle/runtime` accepts (`http:` and `https:` URLs, bytes, Blob, source)
+ *
+ * @example
+ * const session = await openBundle('dist/nib-ort-wasm');
+ */
+export async function openBundle(from: SourceLike, options: OpenOptions = {}): Promise<Session> {
+  return openAnywhere(await onDisk(from), {
+    hostMemory: processMemory,
+    ...options,
+    // Its browser entries do not start in Node: they ask for modules that a bundle cannot reach.
+    ort: { module: () => import('onnxruntime-web'), ...options.ort },
+  });
+}
+
+async function onDisk(from: SourceLike): Promise<SourceLike> {
+  if (from instanceof URL && from.protocol !== 'file:') return from;
+  if (typeof from === 'string' && /^https?:/i.test(from)) return from;
+  if (typeof from !== 'string' && !(from instanceof URL)) return from;
+  const isUrl = from instanceof URL || /^file:/i.test(from);
+  const path = isUrl ? fileURLToPath(from) : from;
+  const stats = statSync(path, { throwIfNoEntry: false });
+  if (stats === undefined)
+    throw new FettleError('IO_FAILED', `Cannot open "${path}": there is no such file or folder.`, {
+      at: { file: path },
+      fix: 'Check the path, or compile the bundle first.',
+    });
+  return stats.isDirectory() ? directorySource(path) : openAsBlob(path);
+}
+
+/**
+ * A bundle folder on disk. Only files inside the folder are read: paths are checked, and symbolic links
+ * must not lead out of it.
+ *
+ * @param folder - of the bundle
+ */
+export function directorySource(folder: string): BundleSource {
+  const root = resolve(folder);
+  const locate = async (path: string): Promise<string> => {
+    const missing = (cause: unknown): never => {
+      if (isNodeError(cause) && (cause.code === 'ENOENT' || cause.code === 'ENOTDIR'))
+        throw missingFile(root, path, cause);
+      throw cause;
+    };
+    const inside = await realpath(root).catch(missing);
+    const found = await realpath(join(inside, path)).catch(missing);
+    if (found.startsWith(inside + sep)) return found;
+    throw new FettleError('BUNDLE_CORRUPT', `"${path}" leads out of the bundle folder.`, {
+      at: { source: root, file: path },
+      fix: 'Replace the link by the file, or compile the bundle again.',
+    });
+  };
+  return {
+    name: root,
+    async size(path) {
+      const file = await open(await locate(path));
+      try {
+        return (await file.stat()).size;
+      } finally {
+        await file.close();
+      }
+    },
+    async read(path) {
+      const file = await open(await locate(path));
+      return streamOf(file);
+    },
+  };
+}
+
+/** Few large reads: the default 64 KiB would mean thousands of turns of the event loop. */
+const READ_BYTES = 2 ** 20;
+
+function streamOf(file: Awaited<ReturnType<typeof open>>): ReadableStream<Uint8Array> {
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        // `position` null: continue where the last read ended.
+        const { bytesRead, buffer } = await file.read(
+          new Uint8Array(READ_BYTES),
+          0,
+          READ_BYTES,
+          null,
+        );
+        if (bytesRead > 0) return controller.enqueue(buffer.subarray(0, bytesRead));
+        await file.close();
+        controller.close();
+      },
+      cancel: () => file.close(),
+    },
+    { highWaterMark: 0 },
+  );
+}
+
+/** Memory of this process: resident now and at its peak, in bytes. */
+export function processMemory(): HostMemory {
+  return {
+    residentBytes: process.memoryUsage.rss(),
+    peakBytes: process.resourceUsage().maxRSS * 1024,
+  };
+}
+
+function isNodeError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && 'code' in error;
+}
