@@ -6,6 +6,9 @@ import type { BoundAttribute } from './scope.ts';
 import { Scope } from './scope.ts';
 import type { AttributeProto, FunctionProto, NodeProto } from './schema.ts';
 
+/** Deepest chain of calls; real models stay below ten, and each level takes stack. */
+const MAX_CALL_DEPTH = 100;
+
 /** The functions of a model, checked for recursion. */
 export class Functions {
   private readonly byKey = new Map<string, FunctionProto>();
@@ -40,6 +43,12 @@ export class Functions {
         at: { function: describe(body) },
         fix: 'Export the model again; ONNX functions cannot be recursive.',
       });
+    if (open.size >= MAX_CALL_DEPTH)
+      throw new FettleError(
+        'MODEL_INVALID',
+        `Functions call each other more than ${MAX_CALL_DEPTH} levels deep.`,
+        { at: { function: describe(body) }, fix: 'Export the model without functions.' },
+      );
     open.add(body);
     for (const node of nestedNodes(body.node ?? [])) {
       const callee = this.find(node);

@@ -103,9 +103,14 @@ export function decodeModel(bytes: Uint8Array, options: DecodeOptions = {}): Mod
         fix: 'Read it with readModel, or pass externalData.',
       });
     return (start, length) => {
-      const end = start + length;
-      if (end > bytesWanted) throw new RangeError(`bytes ${start} to ${end} of ${bytesWanted}`);
-      return externalData(location, offset + start, length);
+      const found = externalData(location, offset + start, length);
+      if (start + length > bytesWanted || found.length !== length)
+        throw new FettleError(
+          'IO_FAILED',
+          `externalData gave ${found.length} bytes of "${location}" at ${offset + start}; wanted ${length}.`,
+          { at: { file: location, offset: offset + start }, fix: 'Return exactly the bytes asked for.' },
+        );
+      return found;
     };
   };
   return modelOf(bytes, { hold: sourceOf, external });
