@@ -8,6 +8,18 @@ import type { OpDefinition } from './definition.ts';
 import { convTransposeOps } from './conv-transpose.ts';
 import { convOps } from './conv.ts';
 import { einsumOps } from './einsum.ts';
+import { castOps } from './cast.ts';
+import { constantOps } from './constants.ts';
+import { randomOps } from './random.ts';
+import { reduceOps } from './reduce.ts';
+import { softmaxOps } from './softmax.ts';
+import { sortOps } from './sort.ts';
+import { reshapeOps } from './reshape.ts';
+import { sliceOps } from './slice.ts';
+import { gatherOps } from './gather.ts';
+import { scatterOps } from './scatter.ts';
+import { rearrangeOps } from './rearrange.ts';
+import { controlOps } from './control.ts';
 import { elementwiseOps } from './elementwise.ts';
 import { logicOps } from './logic.ts';
 import { matmulOps } from './matmul.ts';
@@ -17,12 +29,26 @@ import { quantizedOps } from './quantized.ts';
 import { quantizeOps } from './quantize.ts';
 import { quantizeContribOps } from './quantize-contrib.ts';
 import { matmulNBitsOps } from './matmul-n-bits.ts';
+import { rnnOps } from './rnn.ts';
+import { resizeOps } from './resize.ts';
 
 /** The families, each a file of this folder. */
 export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   elementwise: elementwiseOps,
   logic: logicOps,
   activation: activationOps,
+  cast: castOps,
+  constants: constantOps,
+  random: randomOps,
+  reduce: reduceOps,
+  softmax: softmaxOps,
+  sort: sortOps,
+  reshape: reshapeOps,
+  slice: sliceOps,
+  gather: gatherOps,
+  scatter: scatterOps,
+  rearrange: rearrangeOps,
+  control: controlOps,
   matmul: matmulOps,
   einsum: einsumOps,
   conv: convOps,
@@ -33,6 +59,8 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   quantize: quantizeOps,
   'quantize-contrib': quantizeContribOps,
   'matmul-n-bits': matmulNBitsOps,
+  rnn: rnnOps,
+  resize: resizeOps,
 };
 
 const definitions: ReadonlyMap<string, OpDefinition> = new Map(
