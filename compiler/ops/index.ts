@@ -31,6 +31,8 @@ import { quantizeContribOps } from './quantize-contrib.ts';
 import { matmulNBitsOps } from './matmul-n-bits.ts';
 import { rnnOps } from './rnn.ts';
 import { resizeOps } from './resize.ts';
+import { imageOps } from './image.ts';
+import { normContribOps } from './norm-contrib.ts';
 
 /** The families, each a file of this folder. */
 export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
@@ -61,6 +63,8 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   'matmul-n-bits': matmulNBitsOps,
   rnn: rnnOps,
   resize: resizeOps,
+  image: imageOps,
+  'norm-contrib': normContribOps,
 };
 
 const definitions: ReadonlyMap<string, OpDefinition> = new Map(

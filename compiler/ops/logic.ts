@@ -4,6 +4,7 @@
 import type { Tensor } from '../../runtime/tensor.ts';
 import { dtypes, elementCount } from '../../runtime/tensor.ts';
 import type { Dim } from '../ir/dim.ts';
+import { knownDifference } from '../ir/dim.ts';
 import type { EvaluateContext, InferContext, OpDefinition } from './definition.ts';
 import type { Binary, WideBinary } from './elementwise.ts';
 import { binaryOp, combine, combineWide, foldElements, inferBroadcast } from './elementwise.ts';
@@ -28,9 +29,10 @@ function comparisonOp(op: string, compute: (order: number) => boolean): OpDefini
     commutative: op === 'Equal',
     infer: (context) => {
       const { shape } = inferBroadcast(context, 2);
-      const elements = foldElements([context.elements(0), context.elements(1)], (a, b) =>
-        typeof a === 'number' && typeof b === 'number' ? Number(compute(a - b)) : undefined,
-      );
+      const elements = foldElements([context.elements(0), context.elements(1)], (a, b) => {
+        const order = orderOfDims(a, b);
+        return order === undefined ? undefined : Number(compute(order));
+      });
       return [{ dtype: 'bool', shape, elements }];
     },
     evaluate: (context) => {
@@ -44,6 +46,15 @@ function comparisonOp(op: string, compute: (order: number) => boolean): OpDefini
       return [combine(context, x, y, 'bool', (a, b) => (compute(a === b ? 0 : a - b) ? 1 : 0))];
     },
   };
+}
+
+/** `a - b` or its sign, when known. A sum of sizes with no minus sign is not negative. */
+function orderOfDims(a: Dim, b: Dim): number | undefined {
+  const difference = knownDifference(a, b);
+  if (difference !== undefined) return difference;
+  if (typeof b === 'number' && b < 0 && !String(a).includes('-')) return 1;
+  if (typeof a === 'number' && a < 0 && !String(b).includes('-')) return -1;
+  return undefined;
 }
 
 function compareBigInts(a: bigint, b: bigint): number {

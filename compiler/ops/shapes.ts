@@ -43,9 +43,22 @@ export function broadcastDims(
       );
     const [number] = numbers;
     if (number !== undefined) return number;
-    if (dims.size > 1) return context.fresh();
-    return [...dims][0] ?? 1;
+    const [first = 1] = dims;
+    return dims.size > 1 ? (widest([...dims]) ?? context.fresh()) : first;
   });
+}
+
+/**
+ * The one size that the others can only equal or be 1 to: of `s` and `min(s, k)` that is `s`. It is
+ * what a table of `k` positions cut to `s` rows broadcasts with.
+ */
+function widest(dims: readonly Dim[]): Dim | undefined {
+  return dims.find((dim) =>
+    dims.every((other) => {
+      const inside = /^min\((.*)\)$/.exec(String(other))?.[1];
+      return other === dim || inside?.startsWith(`${dim}, `) || inside?.endsWith(`, ${dim}`);
+    }),
+  );
 }
 
 /**
@@ -98,6 +111,38 @@ export function stridedIndices(
     filled *= size;
   }
   return indices;
+}
+
+/**
+ * Takes, along each axis, the listed positions: what Slice, Tile, Pad, Split and Compress do.
+ *
+ * @param shape - of the source
+ * @param positions - by axis; undefined takes all, -1 takes nothing (a fill)
+ * @returns the new shape, and for each of its elements the source element or -1
+ */
+export function takePositions(
+  shape: readonly number[],
+  positions: readonly (ArrayLike<number> | undefined)[],
+): { readonly shape: readonly number[]; readonly indices: Int32Array } {
+  const taken = shape.map((size, axis) => positions[axis]?.length ?? size);
+  const strides = stridesOf(shape);
+  const indices = new Int32Array(elementCount(taken));
+  let filled = Math.min(1, indices.length);
+  for (let axis = shape.length - 1; axis >= 0; axis--) {
+    const list = positions[axis];
+    const size = taken[axis] ?? 0;
+    const stride = strides[axis] ?? 0;
+    // the last block first: block 0 is the one that the others are made from
+    for (let step = size - 1; step >= 0; step--) {
+      const position = list === undefined ? step : (list[step] ?? -1);
+      for (let i = 0; i < filled; i++) {
+        const inner = indices[i] ?? -1;
+        indices[step * filled + i] = position < 0 || inner < 0 ? -1 : inner + position * stride;
+      }
+    }
+    filled *= size;
+  }
+  return { shape: taken, indices };
 }
 
 /** Sizes before, at and after an axis: `[outer, size, inner]`. */

@@ -3,10 +3,10 @@
  */
 import { FettleError } from '../../runtime/errors.ts';
 import type { DType, Tensor } from '../../runtime/tensor.ts';
-import { dtypes } from '../../runtime/tensor.ts';
+import { dtypeOfOnnx, dtypes } from '../../runtime/tensor.ts';
 import type { Dim, Shape } from '../ir/dim.ts';
 import type { Node } from '../ir/graph.ts';
-import type { EvaluateContext, InferContext } from './definition.ts';
+import type { EvaluateContext, InferContext, OpDefinition } from './definition.ts';
 import { readNumbers } from './numbers.ts';
 
 /** Anything that knows its node. */
@@ -124,4 +124,49 @@ export function evaluatedInts(
 ): readonly number[] | undefined {
   const tensor: Tensor | undefined = context.inputs[input];
   return context.node.ints(attribute) ?? (tensor && Array.from(readNumbers(tensor)));
+}
+
+/** The dtype an int attribute names. */
+export function dtypeAttribute(context: OpPlace, name: string): DType | undefined {
+  const number = context.node.int(name);
+  if (number === undefined) return undefined;
+  const dtype = dtypeOfOnnx(number);
+  if (dtype === undefined) throw opError(context, `${name} = ${number} is not a dtype`);
+  return dtype;
+}
+
+/** Elements picked by index; undefined when they or one of the indices are not known. */
+export function pickElements(
+  elements: readonly Dim[] | undefined,
+  indices: ArrayLike<number>,
+): readonly Dim[] | undefined {
+  if (elements === undefined) return undefined;
+  const picked: Dim[] = [];
+  for (let i = 0; i < indices.length; i++) {
+    const dim = elements[indices[i] ?? -1];
+    if (dim === undefined) return undefined;
+    picked.push(dim);
+  }
+  return picked;
+}
+
+/** An ONNX op; `domain` is ''. */
+export function onnxOp(
+  op: string,
+  inputs: OpDefinition['inputs'],
+  outputs: OpDefinition['outputs'],
+  rest: Omit<OpDefinition, 'op' | 'domain' | 'inputs' | 'outputs'>,
+): OpDefinition {
+  return { op, domain: '', inputs, outputs, ...rest };
+}
+
+/** `count` anonymous sizes. */
+export function freshShape(context: InferContext, count: number): Shape {
+  return Array.from({ length: count }, () => context.fresh());
+}
+
+/** The rank that a one-dimensional tensor of sizes describes, when known. */
+export function describedRank(context: InferContext, input: number): number | undefined {
+  const { shape } = context.input(input);
+  return typeof shape?.[0] === 'number' ? shape[0] : undefined;
 }
