@@ -25,6 +25,13 @@ const gqa: DecoderConfig = {
   endId: 1,
 };
 
+// onnxruntime wants at least 8 pairs to turn: half of a head of 32
+const wideHeads = {
+  heads: 2,
+  kvHeads: 1,
+  headSize: 32,
+  rotary: { ...gqa.rotary, fraction: 0.5 },
+} as const;
 const allBiases = { queryKeyValue: true, attentionOutput: true, mlp: true };
 const layerNorm = { kind: 'layer', epsilon: 1e-5 } as const;
 const plainMlp = { kind: 'plain', width: 128, activation: 'gelu' } as const;
@@ -60,7 +67,7 @@ export const microDecoders: Readonly<Record<MicroName, DecoderConfig>> = {
   /** Rotary pairs (2i, 2i+1), as GPT-J. */
   interleaved: { ...gqa, family: 'gptj', rotary: { ...gqa.rotary, pairs: 'interleaved' } },
   /** Half of each head turned, as Phi. */
-  'partial-rotary': { ...gqa, family: 'phi', rotary: { ...gqa.rotary, fraction: 0.5 } },
+  'partial-rotary': { ...gqa, ...wideHeads, family: 'phi' },
   /** Llama 3.1's frequency scaling. */
   'scaled-rotary': {
     ...gqa,
@@ -108,7 +115,7 @@ export const microDecoders: Readonly<Record<MicroName, DecoderConfig>> = {
     norm: layerNorm,
     mlp: { ...plainMlp, activation: 'gelu-tanh' },
     biases: allBiases,
-    rotary: { ...gqa.rotary, fraction: 0.5 },
+    ...wideHeads,
     head: 'untied',
   },
   /** Norm after the residual addition. */

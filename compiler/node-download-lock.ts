@@ -3,7 +3,7 @@
  * A lock whose process is gone is taken over.
  */
 import fs from 'node:fs';
-import { FettleError } from '../../runtime/errors.ts';
+import { FettleError } from '../runtime/errors.ts';
 
 /** A held lock. */
 export class DownloadLock {

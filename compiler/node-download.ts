@@ -11,11 +11,11 @@
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { FettleError } from '../../runtime/errors.ts';
-import type { Progress } from '../passes/pass.ts';
-import { DownloadLock } from './lock.ts';
-import type { Finished, Version } from './state.ts';
-import { DownloadState } from './state.ts';
+import { FettleError } from '../runtime/errors.ts';
+import type { Progress } from './passes/pass.ts';
+import { DownloadLock } from './node-download-lock.ts';
+import type { Finished, Version } from './node-download-state.ts';
+import { DownloadState } from './node-download-state.ts';
 
 /** How to download. */
 export interface DownloadOptions {
