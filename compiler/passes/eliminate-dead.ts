@@ -20,14 +20,17 @@ export function eliminateDead(): Pass {
     options: {},
     run(model, context) {
       const before = context.rewriter.changes;
-      sweep(model.graph, context);
+      removeDead(model.graph, context);
       return context.rewriter.changes > before;
     },
   };
 }
 
-/** Users come after what they use, so one walk from the end finds everything. */
-function sweep(graph: Graph, context: PassContext): void {
+/**
+ * Removes what nothing reads from a graph and its subgraphs. Users come after what they use, so one
+ * walk from the end finds everything.
+ */
+export function removeDead(graph: Graph, context: PassContext): void {
   const { rewriter } = context;
   for (const node of [...graph.nodes()].reverse()) {
     if (node.outputs.every((output) => output === undefined || output.useCount === 0)) {
@@ -36,7 +39,7 @@ function sweep(graph: Graph, context: PassContext): void {
       continue;
     }
     const kept = node.op === 'If' && node.domain === '' ? dropBranchOutputs(node, context) : node;
-    for (const subgraph of kept.subgraphs) sweep(subgraph, context);
+    for (const subgraph of kept.subgraphs) removeDead(subgraph, context);
     if (kept === node) dropOptionalOutputs(node, context);
   }
   for (const constant of graph.constants)

@@ -61,7 +61,8 @@ function visit(node: Node, limits: Required<FoldConstantsOptions>, context: Pass
   if (node.subgraphs.length > 0) return;
   if (!node.inputs.every((input) => input === undefined || input.weight !== undefined)) return;
   const definition = definitionOf(node);
-  if (definition?.evaluate === undefined || definition.nondeterministic === true) return;
+  if (definition?.nondeterministic === true) return;
+  if (definition?.evaluate === undefined && storedValue(node) === undefined) return;
   const rule = node.op === 'Constant' ? 'constant-node' : 'fold';
   const why = reasonToKeep(node, limits, rewriter.model.graph);
   if (why !== undefined) {
@@ -106,7 +107,7 @@ function reasonToKeep(
 /** Constants of this size are kept once, even when an op wants them transposed. */
 const TIED_BYTES = 65_536;
 
-const packedOps: ReadonlySet<string> = new Set(['DequantizeLinear', 'BlockQuantizedLinear']);
+const packedOps: ReadonlySet<string> = new Set(['DequantizeLinear', 'Dequantize']);
 
 /** Bytes of a value of known type; 0 when the type is not known. */
 function bytesOfValue({ dtype, shape }: Value): number {
@@ -140,9 +141,8 @@ function weightsOf(
   limits: Required<FoldConstantsOptions>,
   context: PassContext,
 ): readonly (Weight | undefined)[] | undefined {
-  const stored = node.attributes.get('value');
-  // the contents of a large Constant node stay where they are until somebody needs them
-  if (node.op === 'Constant' && stored?.kind === 'tensor') return [stored.value];
+  const stored = storedValue(node);
+  if (stored !== undefined) return [stored];
   let results: readonly (Tensor | undefined)[];
   try {
     results = evaluateNode(
@@ -175,6 +175,12 @@ function weightsOf(
     (output, index) => output === undefined || results[index] !== undefined,
   );
   return complete ? results.map((result) => result && Weight.of(result)) : undefined;
+}
+
+/** The tensor of a Constant node; its contents stay where they are until somebody needs them. */
+function storedValue(node: Node): Weight | undefined {
+  const value = node.op === 'Constant' ? node.attributes.get('value') : undefined;
+  return value?.kind === 'tensor' ? value.value : undefined;
 }
 
 function inlineKnownBranch(node: Node, context: PassContext): void {

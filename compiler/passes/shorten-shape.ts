@@ -10,6 +10,7 @@
  */
 import { int } from '../ir/attribute.ts';
 import type { Dim } from '../ir/dim.ts';
+import { isStatic } from '../ir/dim.ts';
 import type { Node, Value } from '../ir/graph.ts';
 import { filled, int64s } from '../ops/numbers.ts';
 import type { PassContext } from './pass.ts';
@@ -29,7 +30,8 @@ export function shortenShape(node: Node, context: PassContext): void {
   if (node.graph === undefined || node.outputs.length !== 1 || output === undefined) return;
   const { elements, shape, dtype } = output;
   if (node.domain !== '' || node.op === 'Shape' || dtype !== 'i64') return;
-  if (elements === undefined || elements.length === 0 || (shape?.length ?? 2) > 1) return;
+  // what is known altogether is a constant already, or left alone for a reason
+  if (elements === undefined || isStatic(elements) || (shape?.length ?? 2) > 1) return;
   const isScalar = shape?.length === 0;
   const cone = coneOf(node);
   if (cone === undefined) return;

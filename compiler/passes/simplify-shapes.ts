@@ -19,6 +19,7 @@ import type { Node, Value } from '../ir/graph.ts';
 import { Weight } from '../ir/weight.ts';
 import { filled, int64s, writeNumbers } from '../ops/numbers.ts';
 import { integersOf } from './constants.ts';
+import { removeDead } from './eliminate-dead.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { replaceByConstant, removeIfUnused } from './replace.ts';
 import { shortenShape } from './shorten-shape.ts';
@@ -32,6 +33,8 @@ export function simplifyShapes(): Pass {
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes()) visit(node, model.opset, context);
+      // what the new constants left behind would only be in the way
+      if (context.rewriter.changes > before) removeDead(model.graph, context);
       // from the end: the last consumer of a computation decides how much of it can go
       for (const node of [...model.graph.allNodes()].reverse()) shortenShape(node, context);
       return context.rewriter.changes > before;
