@@ -89,6 +89,7 @@ export class BundleWriter {
   private readonly layout: WeightLayout;
   private readonly listed: FileSpec[] = [];
   private weightFiles: readonly FileSpec[] = [];
+  private found: readonly string[] = [];
   private text: TextSpec | undefined;
   private canaries: Manifest['canaries'];
   private quality: Manifest['quality'];
@@ -109,6 +110,11 @@ export class BundleWriter {
     return this.layout.bytes;
   }
 
+  /** What the user should know, what writing brought to light included. */
+  get warnings(): readonly string[] {
+    return [...this.contents.warnings, ...this.found];
+  }
+
   /** Writes graph, text files, weights and a manifest: a bundle that opens. */
   async write(control: WriteControl): Promise<void> {
     const { program, target } = this.contents;
@@ -122,7 +128,11 @@ export class BundleWriter {
     });
     this.add(GRAPH_PATH, graph);
     this.text = this.writeText();
-    this.weightFiles = await writeWeights(this.files, this.folder, this.layout, control);
+    const { files, notFinite } = await writeWeights(this.files, this.folder, this.layout, control);
+    this.weightFiles = files;
+    this.found = notFinite.map(
+      (name) => `Weight "${name}" holds NaN or infinity; it is kept as it is.`,
+    );
     this.writeManifest();
   }
 
@@ -176,7 +186,7 @@ export class BundleWriter {
 
   private manifest(): Manifest {
     const { program, formats, sessionOptions, target, model, decoder } = this.contents;
-    const { memory, recipe, passes, warnings } = this.contents;
+    const { memory, recipe, passes } = this.contents;
     const { graph } = program;
     const onnx: OnnxProgram = {
       kind: 'onnx',
@@ -215,7 +225,7 @@ export class BundleWriter {
       recipe: { ...recipe },
       // wall times differ from run to run; undefined is left out
       passes: passes.map((report) => ({ ...report, wallMs: undefined })),
-      warnings,
+      warnings: this.warnings,
     };
   }
 }

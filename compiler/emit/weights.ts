@@ -4,6 +4,8 @@
  */
 import { throwIfAborted } from '../../runtime/errors.ts';
 import type { FileSpec } from '../../runtime/manifest.ts';
+import type { DType } from '../../runtime/tensor.ts';
+import { viewBytes } from '../../runtime/tensor.ts';
 import type { FileSystem, FileWriter } from '../files.ts';
 import { joinPath } from '../files.ts';
 import type { Progress } from '../passes/pass.ts';
@@ -21,10 +23,17 @@ export interface WriteControl {
   readonly signal: AbortSignal | undefined;
 }
 
+/** What was written. */
+export interface WrittenWeights {
+  /** The chunk files in order; none when there are no weights. */
+  readonly files: readonly FileSpec[];
+  /** Names of weights that hold NaN or +infinity; -infinity is what masks are made of. */
+  readonly notFinite: readonly string[];
+}
+
 /**
  * Writes `weights-00.bin`, `weights-01.bin`, … into a folder.
  *
- * @returns the files in order; none when there are no weights
  * @throws {@link FettleError} IO_FAILED when a weight cannot be read or a file cannot be written
  */
 export async function writeWeights(
@@ -32,23 +41,36 @@ export async function writeWeights(
   folder: string,
   layout: WeightLayout,
   control: WriteControl,
-): Promise<readonly FileSpec[]> {
+): Promise<WrittenWeights> {
   const chunks = new ChunkWriter(files, folder, layout);
   try {
-    for (const { weight, offset } of layout.placed) {
+    const notFinite = new Set<string>();
+    for (const { name, weight, offset } of layout.placed) {
       chunks.pad(offset);
       for (let at = 0; at < weight.byteLength; at += PIECE_BYTES) {
-        chunks.write(weight.bytes(at, Math.min(PIECE_BYTES, weight.byteLength - at)));
+        const piece = weight.bytes(at, Math.min(PIECE_BYTES, weight.byteLength - at));
+        if (holdsNotFinite(weight.dtype, piece)) notFinite.add(name);
+        chunks.write(piece);
         control.progress('write weights', chunks.end, layout.bytes);
         await turn(control.signal);
       }
     }
     chunks.pad(layout.bytes);
-    return chunks.done();
+    return { files: chunks.done(), notFinite: [...notFinite] };
   } catch (error) {
     chunks.abort();
     throw error;
   }
+}
+
+/** Whether bytes of floats hold NaN or +infinity. */
+function holdsNotFinite(dtype: DType, piece: Uint8Array): boolean {
+  if (dtype !== 'f32' && dtype !== 'f16' && dtype !== 'bf16') return false;
+  const patterns = viewBytes(dtype === 'f32' ? 'u32' : 'u16', piece) as Uint32Array | Uint16Array;
+  const [infinity, sign] =
+    dtype === 'f32' ? [0x7f800000, 0x80000000] : [dtype === 'f16' ? 0x7c00 : 0x7f80, 0x8000];
+  // as unsigned patterns: +infinity and its NaN up to the sign bit, then the NaN above -infinity
+  return patterns.some((word) => word >= infinity && (word < sign || word > sign + infinity));
 }
 
 /** Cuts a stream of bytes into files of `layout.chunkBytes`. */

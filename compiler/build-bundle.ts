@@ -1,0 +1,251 @@
+/**
+ * One target: quantize, lower, emit, check against the budgets. With a size budget and no format named,
+ * formats are tried from the best on until the exact size fits.
+ */
+import { FettleError } from '../runtime/errors.ts';
+import type { Target } from '../targets/target.ts';
+import type { Candidate } from './choose-format.ts';
+import { candidateFormats, leastWeightBytes } from './choose-format.ts';
+import type { CompiledBundle, CompileOptions, Quality } from './compile-options.ts';
+import { relativeLoss } from './compile-options.ts';
+import { BundleWriter } from './emit/bundle.ts';
+import { makeCanaries } from './emit/expected.ts';
+import type { MemoryEstimate } from './emit/memory.ts';
+import { estimateMemory } from './emit/memory.ts';
+import type { Output } from './emit/output.ts';
+import { packedBytes } from './emit/tar.ts';
+import type { Front } from './front-half.ts';
+import { backSteps, passOptions } from './front-half.ts';
+import { cloneModel } from './ir/clone.ts';
+import type { Model } from './ir/graph.ts';
+import { lowerForOrt } from './lower/ort.ts';
+import { pipelineFrom } from './passes.ts';
+import type { PassReport } from './passes/pass.ts';
+import type { Recipe } from './recipe.ts';
+import { runPasses } from './run-passes.ts';
+import { formatBytes } from './units.ts';
+
+/** What one bundle is made from. */
+export interface BuildRequest {
+  /** The cleaned-up model. */
+  readonly front: Front;
+  /** What for. */
+  readonly target: Target;
+  /** Where it goes. */
+  readonly output: Output;
+  /** How. */
+  readonly recipe: Recipe;
+  /** Services of the caller. */
+  readonly options: CompileOptions;
+}
+
+/** A complete bundle, not yet in its place, and what its own passes did. */
+export interface BuiltBundle {
+  /** Facts about it. */
+  readonly bundle: CompiledBundle;
+  /** Passes after the shared ones. */
+  readonly reports: readonly PassReport[];
+}
+
+/**
+ * Writes the bundle of one target, in the format of the recipe or in the best that meets its budget.
+ *
+ * @throws {@link FettleError} BUDGET_EXCEEDED when a budget is missed
+ */
+export async function buildBundle(request: BuildRequest): Promise<BuiltBundle> {
+  const { recipe, target, front, options, output } = request;
+  const { weights, maxSize } = recipe;
+  if (weights !== undefined || maxSize === undefined) {
+    const built = await attempt(request, weights);
+    if (maxSize !== undefined && built.bundle.bytes > maxSize) throw tooLarge(built, maxSize);
+    return built;
+  }
+  const candidates = candidateFormats(target);
+  for (const candidate of candidates.slice(0, -1)) {
+    if (leastWeightBytes(front.model, candidate) > maxSize) continue;
+    const built = await attempt(request, candidate);
+    const { bytes } = built.bundle;
+    if (bytes <= maxSize) return built;
+    const name = candidate ?? 'the dtypes of the model';
+    options.log?.info(`${target.id}: ${formatBytes(bytes)} with ${name}, over the budget.`);
+    output.restart();
+  }
+  // built in any case, so that the message can name the exact floor
+  const smallest = await attempt(request, candidates.at(-1));
+  if (smallest.bundle.bytes > maxSize) throw nothingFits(smallest, maxSize);
+  return smallest;
+}
+
+/** One format, from the cleaned-up model to a complete folder. */
+async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltBundle> {
+  const { front, target, output, recipe, options } = request;
+  const { decoder, facts, source } = front;
+  const program = cloneModel(front.model);
+  const passes = pipelineFrom(backSteps(target, recipe, format));
+  const reports = await runPasses(program, passes, {
+    ...passOptions(options, `${target.id}/`),
+    target,
+  });
+  const lowered = lowerForOrt(program, target);
+  const { memory, warnings } = memoryOf(program, request);
+  const writer = new BundleWriter(options.files, output.folder, {
+    program,
+    formats: lowered.formats,
+    sessionOptions: target.sessionOptions ?? {},
+    target,
+    model: facts,
+    decoder,
+    text: source.text,
+    generationConfig: source.config.generationConfig,
+    recipe: format === undefined ? recipe : { ...recipe, weights: format },
+    passes: [...front.reports, ...reports],
+    warnings: [...front.warnings, ...warnings],
+    memory: memory.memory,
+  });
+  await writer.write({ progress: options.progress ?? (() => {}), signal: options.signal });
+  const noCanaries = await addCanaries(writer, program, request);
+  const quality = await addQuality(writer, request);
+  const { entries, sha256 } = writer.entries();
+  output.prepare(entries);
+  const bytes = output.packed
+    ? packedBytes(entries)
+    : entries.reduce((sum, file) => sum + file.bytes, 0);
+  return {
+    bundle: {
+      path: output.path,
+      target: target.id,
+      bytes,
+      weightBytes: writer.weightBytes,
+      files: entries.length,
+      sha256,
+      weights: format,
+      memory: memory.memory,
+      quality,
+      warnings: [...writer.warnings, ...noCanaries],
+    },
+    reports,
+  };
+}
+
+/** Estimated memory, held against the budget and the limits of the target. */
+function memoryOf(
+  program: Model,
+  { front, target, recipe }: BuildRequest,
+): { readonly memory: MemoryEstimate; readonly warnings: readonly string[] } {
+  const memory = estimateMemory(program, {
+    decoder: front.decoder,
+    contextLength: recipe.contextLength,
+    foldsConstants: target.engine === 'ort',
+    foldsDequantize: JSON.stringify(target.sessionOptions ?? {}).includes(
+      '"disable_quant_qdq":"1"',
+    ),
+  });
+  const { weights, arena, state, tokens } = memory.memory;
+  const needed = weights + arena + state;
+  const parts = `${formatBytes(weights)} weights, ${formatBytes(arena)} activations, ${formatBytes(state)} state`;
+  if (recipe.maxMemory !== undefined && needed > recipe.maxMemory)
+    throw new FettleError(
+      'BUDGET_EXCEEDED',
+      `A session of the bundle for "${target.id}" needs ${formatBytes(needed)} (${parts}); the budget is ${formatBytes(recipe.maxMemory)}.`,
+      {
+        at: { target: target.id, option: 'maxMemory', bytes: needed },
+        fix:
+          tokens > 0 && weights + arena < recipe.maxMemory
+            ? 'Give a smaller context length.'
+            : 'Allow more memory, or use another target.',
+      },
+    );
+  const warnings: string[] = [];
+  if (needed > target.limits.memoryBytes.value)
+    warnings.push(
+      `A session needs ${formatBytes(needed)}, more than the ${formatBytes(target.limits.memoryBytes.value)} of target "${target.id}".`,
+    );
+  const stored = storedWeightBytes(program);
+  if (weights > 1.25 * stored)
+    warnings.push(
+      `onnxruntime-web unpacks the weights when it loads them: ${formatBytes(stored)} in the bundle become ${formatBytes(weights)} in memory.`,
+    );
+  if (memory.assumed.size > 0) {
+    const sizes = [...memory.assumed].map(([name, size]) => `${name}=${size}`).join(', ');
+    warnings.push(`Activations are estimated for ${sizes}; the model leaves these sizes open.`);
+  }
+  return { memory, warnings };
+}
+
+function storedWeightBytes(program: Model): number {
+  const weights = new Set([...program.graph.constants].flatMap(({ weight }) => weight ?? []));
+  return [...weights].reduce((sum, { byteLength }) => sum + byteLength, 0);
+}
+
+/**
+ * Accepted error of canaries as a fraction of the output's range. On WebAssembly the engine that
+ * computes the expectation is the one that replays it; GPUs differ in order and precision of sums.
+ */
+const canaryTolerance = { wasm: 1e-3, webgpu: 2e-2 } as const;
+
+/** Adds canaries, or returns the warning that there are none. */
+async function addCanaries(
+  writer: BundleWriter,
+  program: Model,
+  { front, target, output, recipe, options }: BuildRequest,
+): Promise<readonly string[]> {
+  const canaries = await makeCanaries({
+    program,
+    decoder: front.decoder,
+    seed: recipe.seed,
+    parameters: front.facts.parameters,
+    folder: output.folder,
+    run: options.run,
+    signal: options.signal,
+  });
+  if (typeof canaries === 'string') return [`The bundle carries no canaries: ${canaries}.`];
+  writer.addCanaries(canaries, canaryTolerance[target.provider ?? 'wasm']);
+  return [];
+}
+
+/** Measures the bundle when the caller can, and holds the loss against the budget. */
+async function addQuality(
+  writer: BundleWriter,
+  { target, output, recipe, options }: BuildRequest,
+): Promise<Quality | undefined> {
+  const quality = await options.measure?.(output.folder, target);
+  if (quality === undefined) return undefined;
+  const loss = relativeLoss(quality);
+  if (recipe.maxLoss !== undefined && loss > recipe.maxLoss)
+    throw new FettleError(
+      'BUDGET_EXCEEDED',
+      `${quality.metric} goes from ${quality.before} to ${quality.after}, a loss of ${percent(loss)}; the budget is ${percent(recipe.maxLoss)}.`,
+      {
+        at: { target: target.id, option: 'maxLoss' },
+        fix: 'Use a weight format with more bits, or allow a larger loss.',
+      },
+    );
+  writer.addQuality(quality);
+  return quality;
+}
+
+function percent(fraction: number): string {
+  return `${(fraction * 100).toFixed(2)}%`;
+}
+
+function tooLarge({ bundle }: BuiltBundle, maxSize: number): FettleError {
+  return new FettleError(
+    'BUDGET_EXCEEDED',
+    `The bundle for "${bundle.target}" takes ${formatBytes(bundle.bytes)} with weights in ${bundle.weights}; the budget is ${formatBytes(maxSize)}.`,
+    {
+      at: { target: bundle.target, option: 'maxSize', bytes: bundle.bytes },
+      fix: 'Use a smaller format, or name none to have the best one chosen.',
+    },
+  );
+}
+
+function nothingFits({ bundle }: BuiltBundle, maxSize: number): FettleError {
+  return new FettleError(
+    'BUDGET_EXCEEDED',
+    `No weight format brings the bundle for "${bundle.target}" under ${formatBytes(maxSize)}: the smallest, ${bundle.weights}, takes ${bundle.bytes} bytes.`,
+    {
+      at: { target: bundle.target, option: 'maxSize', bytes: bundle.bytes },
+      fix: `Allow ${bundle.bytes} bytes (${formatBytes(bundle.bytes)}) or more, or use a smaller model.`,
+    },
+  );
+}

@@ -1,0 +1,98 @@
+/**
+ * Canaries with the outputs of the emitted program: computed by its own engine where the caller can
+ * run it, else by the reference evaluator when the model is small enough for that.
+ */
+import { FettleError } from '../../runtime/errors.ts';
+import { dtypes, elementCount } from '../../runtime/tensor.ts';
+import type { Tensor } from '../../runtime/tensor.ts';
+import { halfToFloat } from '../../runtime/half.ts';
+import type { DecoderSpec } from '../../runtime/manifest.ts';
+import { evaluate } from '../ir/evaluate.ts';
+import type { Model } from '../ir/graph.ts';
+import type { Canary, Tensors } from './canaries.ts';
+import { canaryInputs } from './canaries.ts';
+
+/**
+ * Runs a bundle that lies in a folder on its own engine.
+ *
+ * @param folder - the bundle, complete but for canaries
+ * @param inputs - every input of the model, once per call; calls are independent
+ * @returns the outputs of each call
+ */
+export type BundleRunner = (
+  folder: string,
+  inputs: readonly Tensors[],
+  signal: AbortSignal | undefined,
+) => Promise<readonly Tensors[]>;
+
+/** What canaries are made from. */
+export interface ExpectedOptions {
+  /** The lowered model. */
+  readonly program: Model;
+  /** How it is driven. */
+  readonly decoder: DecoderSpec | undefined;
+  /** Seed of the inputs. */
+  readonly seed: number;
+  /** Elements of all weights. */
+  readonly parameters: number;
+  /** The written bundle. */
+  readonly folder: string;
+  /** Runs it. */
+  readonly run: BundleRunner | undefined;
+  /** Stops. */
+  readonly signal: AbortSignal | undefined;
+}
+
+/** Parameters up to which the reference evaluator is used; it takes about a second for as many. */
+const EVALUATOR_PARAMETERS = 20_000_000;
+
+/** Outputs larger than this many elements are left out; a bundle should not grow by its checks. */
+const OUTPUT_ELEMENTS = 1 << 20;
+
+const broken: ReadonlySet<string> = new Set(['OP_UNSUPPORTED', 'BUNDLE_CORRUPT']);
+
+/**
+ * The canaries, or why there are none.
+ *
+ * @throws {@link FettleError} OP_UNSUPPORTED when the engine does not accept the program
+ */
+export async function makeCanaries(options: ExpectedOptions): Promise<readonly Canary[] | string> {
+  const { program, decoder, seed, parameters, folder, run, signal } = options;
+  if (run === undefined && parameters > EVALUATOR_PARAMETERS)
+    return 'the model is too large for the reference evaluator, and no engine was given';
+  try {
+    const inputs = canaryInputs(program, decoder, seed);
+    const outputs =
+      run === undefined
+        ? inputs.map((feeds) => evaluate(program, feeds, signal === undefined ? {} : { signal }))
+        : await run(folder, inputs, signal);
+    return inputs.map((feeds, index) => ({
+      inputs: feeds,
+      outputs: worthKeeping(outputs[index] ?? new Map(), decoder),
+    }));
+  } catch (error) {
+    signal?.throwIfAborted();
+    // the engine refuses the program itself: that is no matter of inputs
+    if (error instanceof FettleError && broken.has(error.code)) throw error;
+    const why = error instanceof Error ? error.message : String(error);
+    return `made-up inputs did not run: ${why}`;
+  }
+}
+
+/** Logits of a decoder, every finite output of reasonable size of other models. */
+function worthKeeping(outputs: Tensors, decoder: DecoderSpec | undefined): Tensors {
+  const kept = [...outputs].filter(([name, tensor]) => {
+    if (decoder !== undefined && name !== decoder.logits) return false;
+    return elementCount(tensor.shape) <= OUTPUT_ELEMENTS && isFinite(tensor);
+  });
+  if (kept.length === 0) throw new Error('no output is finite and small enough to compare');
+  return new Map(kept);
+}
+
+function isFinite({ dtype, data }: Tensor): boolean {
+  if (dtype === 'f32' || dtype === 'f64') return (data as Float32Array).every(Number.isFinite);
+  if (dtype === 'f16')
+    return (data as Uint16Array).every((half) => Number.isFinite(halfToFloat(half)));
+  const { kind } = dtypes[dtype];
+  return kind === 'int' || kind === 'uint' || kind === 'bool';
+}

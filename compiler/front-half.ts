@@ -1,0 +1,141 @@
+/**
+ * The part of a compilation that targets share: reading, checking, cleaning up and finding out how the
+ * model is driven. Done once per distinct start of a pipeline; a bundle is the same whether its target
+ * is compiled alone or with others.
+ */
+import type { DecoderSpec, Manifest } from '../runtime/manifest.ts';
+import type { PipelineStep, Target } from '../targets/target.ts';
+import { analyzeDecoder } from './analyze/decoder.ts';
+import type { Candidate } from './choose-format.ts';
+import { countParameters } from './choose-format.ts';
+import type { CompileOptions } from './compile-options.ts';
+import type { Model } from './ir/graph.ts';
+import { inferModel } from './ir/infer.ts';
+import { verifyModel } from './ir/verify.ts';
+import { pipelineFrom } from './passes.ts';
+import type { PassReport } from './passes/pass.ts';
+import type { Recipe } from './recipe.ts';
+import type { RunPassesOptions } from './run-passes.ts';
+import { runPasses } from './run-passes.ts';
+import type { ModelSource } from './source.ts';
+
+/** A cleaned-up model and what is known about it. */
+export interface Front {
+  /** The cleaned-up model. */
+  readonly model: Model;
+  /** What the manifest says about the model. */
+  readonly facts: Manifest['model'];
+  /** How it is driven. */
+  readonly decoder: DecoderSpec | undefined;
+  /** What the user should know. */
+  readonly warnings: readonly string[];
+  /** What the passes did. */
+  readonly reports: readonly PassReport[];
+  /** Where it comes from. */
+  readonly source: ModelSource;
+}
+
+/** The part of the work that targets share: it is done once per distinct start of a pipeline. */
+export class FrontHalves {
+  /** What the passes of all front halves did. */
+  readonly reports: PassReport[] = [];
+  private readonly source: ModelSource;
+  private readonly recipe: Recipe;
+  private readonly options: CompileOptions;
+  private readonly done = new Map<string, Front>();
+  private sha256: string | undefined;
+
+  constructor(source: ModelSource, recipe: Recipe, options: CompileOptions) {
+    this.source = source;
+    this.recipe = recipe;
+    this.options = options;
+  }
+
+  /** The front half that a target's pipeline starts with. */
+  async of(target: Target): Promise<Front> {
+    const steps = frontSteps(target, this.recipe);
+    const key = JSON.stringify(steps);
+    let front = this.done.get(key);
+    if (front === undefined) {
+      front = await this.make(steps);
+      this.done.set(key, front);
+      this.reports.push(...front.reports);
+    }
+    return front;
+  }
+
+  private async make(steps: readonly PipelineStep[]): Promise<Front> {
+    const { source, options } = this;
+    const model = source.read();
+    inferModel(model, { contradictions: 'warn' });
+    verifyModel(model);
+    const reports = await runPasses(model, pipelineFrom(steps), passOptions(options, ''));
+    const { decoder, takesIds, reasons, warnings } = analyzeDecoder(model, source.config);
+    this.sha256 ??= source.sha256();
+    return {
+      model,
+      facts: {
+        name: source.name,
+        sha256: this.sha256,
+        kind: decoder !== undefined ? 'decoder' : takesIds ? 'encoder' : 'model',
+        parameters: countParameters(model),
+      },
+      decoder,
+      warnings: [
+        ...model.warnings,
+        ...warnings,
+        ...reasons.map((reason) => `It cannot generate text: ${reason}.`),
+      ],
+      reports,
+      source,
+    };
+  }
+}
+
+/** Everything of the pipeline before weights are quantized, shapes filled in from the recipe. */
+function frontSteps(target: Target, recipe: Recipe): readonly PipelineStep[] {
+  const at = target.pipeline.findIndex(is('quantize-weights'));
+  const steps = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
+  if (Object.keys(recipe.shapes).length === 0)
+    return steps.filter((step) => !is('specialize-shapes')(step));
+  const specialize: PipelineStep = ['specialize-shapes', { shapes: recipe.shapes }];
+  if (!steps.some(is('specialize-shapes'))) return [specialize, ...steps];
+  return steps.map((step) => (is('specialize-shapes')(step) ? specialize : step));
+}
+
+/** Quantization as the recipe wants it, and what comes after it. */
+export function backSteps(
+  target: Target,
+  recipe: Recipe,
+  format: Candidate,
+): readonly PipelineStep[] {
+  const at = target.pipeline.findIndex(is('quantize-weights'));
+  if (at < 0) return [];
+  return target.pipeline.slice(at).flatMap((step): readonly PipelineStep[] => {
+    if (!is('quantize-weights')(step)) return [step];
+    if (format === undefined) return [];
+    const own = typeof step === 'string' ? {} : step[1];
+    const { embeddings, skip, clip } = recipe;
+    return [['quantize-weights', { ...own, format, embeddings, skip, clip: clip === 'mse' }]];
+  });
+}
+
+function is(pass: string): (step: PipelineStep) => boolean {
+  return (step) => (typeof step === 'string' ? step : step[0]) === pass;
+}
+
+/** Options for the runner of passes; texts of the model are dumped under `prefix`. */
+export function passOptions(options: CompileOptions, prefix: string): RunPassesOptions {
+  const { log, progress, signal, dump } = options;
+  return {
+    ...(log === undefined ? {} : { log }),
+    ...(progress === undefined ? {} : { progress }),
+    ...(signal === undefined ? {} : { signal }),
+    ...(dump === undefined
+      ? {}
+      : {
+          dump: (index, name, text) =>
+            dump(`${prefix}${String(index).padStart(2, '0')}-${name}`, text),
+        }),
+  };
+}
