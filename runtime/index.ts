@@ -53,11 +53,17 @@ export async function openBundle(from: SourceLike, options: OpenOptions = {}): P
       : await loadEngine(options.engine ?? manifest.engine, options);
   const program = await load(engine, source, manifest, options);
   // Later reads (tokenizer, canaries) are not part of the load and outlive its signal.
-  const { verify = true } = options;
+  const { verify = true, digest } = options;
   return new Session({
     manifest,
     program,
-    readFile: (path) => readListedFile(source, manifest, path, { verify }),
+    readFile: (path) =>
+      readListedFile(
+        source,
+        manifest,
+        path,
+        digest === undefined ? { verify } : { verify, digest },
+      ),
     loadMs: performance.now() - startedMs,
     ...(options.text === undefined ? {} : { text: options.text }),
     ...(options.hostMemory === undefined ? {} : { hostMemory: options.hostMemory }),

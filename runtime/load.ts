@@ -27,6 +27,8 @@ export interface LoadProgress {
 export interface LoadOptions {
   /** Compare every file with its SHA-256. Default true; sizes are always compared. */
   readonly verify?: boolean;
+  /** SHA-256 as lower-case hex, where the host has one that does not copy. Default: the platform's. */
+  readonly digest?: (bytes: Uint8Array) => string;
   /** Aborts the load; whatever was allocated is let go. */
   readonly signal?: AbortSignal;
   /** Called as bytes arrive. */
@@ -67,7 +69,7 @@ export async function readListedFile(
   await checkSize(source, file, options.signal);
   const bytes = new Uint8Array(file.bytes);
   await fill(source, file, bytes, options.signal, () => {});
-  if (options.verify !== false) await checkHash(file, bytes, true);
+  if (options.verify !== false) await checkHash(file, digestOf(bytes, options, true));
   return bytes;
 }
 
@@ -98,7 +100,7 @@ export async function readWeights(
       if (options.verify === false) continue;
       const native = view.length <= Math.max(SMALL_CHUNK_BYTES, manifest.weights.bytes / 5);
       // One at a time, so that at most one chunk is copied.
-      hashing = hashing.then(() => checkHash(file, view, native));
+      hashing = hashing.then(() => checkHash(file, digestOf(view, options, native)));
       await hashing;
     }
   };
@@ -150,6 +152,15 @@ async function fill(
   arrived: (bytes: number) => void,
 ): Promise<void> {
   let offset = 0;
+  const { readInto } = source;
+  if (readInto !== undefined) {
+    offset = await guarded(source, file.path, signal, () =>
+      readInto.call(source, file.path, target, signal === undefined ? {} : { signal }),
+    );
+    arrived(offset);
+    if (offset < target.length) throw wrongSize(file.path, `${file.bytes}`, `${offset}`);
+    return;
+  }
   for await (const piece of streamOf(source, file.path, signal)) {
     if (offset + piece.length > target.length)
       throw wrongSize(file.path, `${file.bytes}`, `at least ${offset + piece.length}`);
@@ -160,25 +171,15 @@ async function fill(
   if (offset < target.length) throw wrongSize(file.path, `${file.bytes}`, `${offset}`);
 }
 
-/** The bytes of a file as they come; foreign errors become IO_FAILED, aborts stay what they are. */
+/** The bytes of a file as they come. */
 async function* streamOf(
   source: BundleSource,
   path: string,
   signal: AbortSignal | undefined,
 ): AsyncGenerator<Uint8Array, void> {
-  const guard = (cause: unknown): unknown => {
-    signal?.throwIfAborted();
-    if (cause instanceof FettleError) return cause;
-    return readFailed(source.name, path, cause instanceof Error ? cause.message : 'unknown', cause);
-  };
-  signal?.throwIfAborted();
-  let contents: ReadableStream<Uint8Array> | Uint8Array;
-  try {
-    contents = await source.read(path, signal === undefined ? {} : { signal });
-  } catch (cause) {
-    throw guard(cause);
-  }
-  signal?.throwIfAborted();
+  const contents = await guarded(source, path, signal, () =>
+    source.read(path, signal === undefined ? {} : { signal }),
+  );
   if (contents instanceof Uint8Array) {
     yield contents;
     return;
@@ -186,10 +187,7 @@ async function* streamOf(
   const reader = contents.getReader();
   try {
     for (;;) {
-      const step = await reader.read().catch((cause: unknown) => {
-        throw guard(cause);
-      });
-      signal?.throwIfAborted();
+      const step = await guarded(source, path, signal, () => reader.read());
       if (step.done) return;
       yield step.value;
     }
@@ -199,12 +197,42 @@ async function* streamOf(
   }
 }
 
-async function checkHash(file: FileSpec, bytes: Uint8Array, native: boolean): Promise<void> {
-  const { subtle } = globalThis.crypto ?? {};
-  const got =
-    native && subtle !== undefined && bytes.buffer instanceof ArrayBuffer
-      ? hex(new Uint8Array(await subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)))
-      : sha256(bytes);
+/** A step of a source: foreign errors become IO_FAILED, aborts stay what they are. */
+async function guarded<T>(
+  source: BundleSource,
+  path: string,
+  signal: AbortSignal | undefined,
+  step: () => Promise<T>,
+): Promise<T> {
+  signal?.throwIfAborted();
+  try {
+    const result = await step();
+    signal?.throwIfAborted();
+    return result;
+  } catch (cause) {
+    signal?.throwIfAborted();
+    if (cause instanceof FettleError) throw cause;
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw readFailed(source.name, path, why, cause);
+  }
+}
+
+/** The platform's digest copies what it hashes and refuses shared memory; ours does neither, but is slow. */
+async function digestOf(
+  bytes: Uint8Array,
+  { digest }: LoadOptions,
+  native: boolean,
+): Promise<string> {
+  if (digest !== undefined) return digest(bytes);
+  // Absent outside secure contexts.
+  const subtle: SubtleCrypto | undefined = globalThis.crypto?.subtle;
+  if (!native || subtle === undefined || !(bytes.buffer instanceof ArrayBuffer))
+    return sha256(bytes);
+  return hex(new Uint8Array(await subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)));
+}
+
+async function checkHash(file: FileSpec, digest: Promise<string>): Promise<void> {
+  const got = await digest;
   if (got === file.sha256) return;
   throw new FettleError(
     'BUNDLE_CORRUPT',

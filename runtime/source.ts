@@ -22,6 +22,11 @@ export interface BundleSource {
   readonly name: string;
   /** Contents of a file, whole or as a stream. */
   read(path: string, options: ReadOptions): Promise<ReadableStream<Uint8Array> | Uint8Array>;
+  /**
+   * Reads a file straight into `target`, when the source can: no pieces to collect. Resolves to the bytes
+   * read, which is less than `target.length` when the file is shorter; a longer file is read in part.
+   */
+  readInto?(path: string, target: Uint8Array, options: ReadOptions): Promise<number>;
   /** Size of a file in bytes when that is cheap to know; lets a truncated file fail before allocation. */
   size?(path: string, options: ReadOptions): Promise<number | undefined>;
 }
