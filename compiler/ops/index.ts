@@ -33,6 +33,9 @@ import { rnnOps } from './rnn.ts';
 import { resizeOps } from './resize.ts';
 import { imageOps } from './image.ts';
 import { normContribOps } from './norm-contrib.ts';
+import { attentionOps } from './attention.ts';
+import { attentionContribOps } from './attention-contrib.ts';
+import { groupQueryAttentionOps } from './group-query-attention.ts';
 
 /** The families, each a file of this folder. */
 export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
@@ -65,6 +68,9 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   resize: resizeOps,
   image: imageOps,
   'norm-contrib': normContribOps,
+  attention: attentionOps,
+  'attention-contrib': attentionContribOps,
+  'group-query-attention': groupQueryAttentionOps,
 };
 
 const definitions: ReadonlyMap<string, OpDefinition> = new Map(
