@@ -50,6 +50,40 @@ export function inferModel(model: Model, options: InferOptions = {}): void {
 export const inferNode: InferNode = (node, model) =>
   new Inference(model, 'throw').infer(node).map(dropAbsent);
 
+/**
+ * What is wrong with the types around one node, as a sentence; undefined when nothing is. Changes
+ * nothing. Nodes with subgraphs are not looked at: their contents are.
+ */
+export function typeProblem(node: Node, model: Model): string | undefined {
+  const definition = definitionOf(node);
+  if (definition === undefined || node.subgraphs.length > 0) return undefined;
+  const anonymous = '?0'; // stands for every size that is not known; never kept
+  const context = { ...new Inference(model, 'throw').contextOf(node), fresh: () => anonymous };
+  let types: readonly ValueType[];
+  try {
+    types = definition.infer(context);
+  } catch (error) {
+    if (error instanceof FettleError) return error.message;
+    throw error;
+  }
+  for (const [index, output] of node.outputs.entries()) {
+    const { dtype, shape } = types[index] ?? {};
+    if (output === undefined) continue;
+    const fits =
+      (dtype === undefined || output.dtype === undefined || dtype === output.dtype) &&
+      (shape === undefined ||
+        output.shape === undefined ||
+        mergeShapes(output.shape, shape) !== undefined);
+    if (!fits)
+      return `${node.describe()}: "${output.name}" is declared as ${typeText(output)}, but the op gives ${typeText({ dtype, shape })}.`;
+  }
+  return undefined;
+}
+
+function typeText({ dtype, shape }: ValueType): string {
+  return `${dtype ?? '?'}${shape === undefined ? '' : textOf(shape)}`;
+}
+
 function dropAbsent(type: ValueType): ValueType {
   const result: ValueType = {};
   if (type.dtype !== undefined) result.dtype = type.dtype;
@@ -90,7 +124,7 @@ class Inference {
     }
   }
 
-  private contextOf(node: Node): InferContext {
+  contextOf(node: Node): InferContext {
     const { model } = this;
     return {
       node,

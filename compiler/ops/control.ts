@@ -88,7 +88,8 @@ function stackedType(type: ValueType | undefined, count: Dim, axis = 0): ValueTy
   return { dtype, shape: [...shape.slice(0, at), count, ...shape.slice(at)] };
 }
 
-const loopOp = onnxOp('Loop', [2, Infinity], [0, Infinity], {
+// the trip count, the condition and the lengths of opset 8 may be absent
+const loopOp = onnxOp('Loop', [0, Infinity], [0, Infinity], {
   infer: (context) => {
     const body = subgraphOf(context, 'body');
     const count = context.node.inputs.length - 2;
@@ -238,7 +239,7 @@ function runScan(
   return [...states, ...stacked];
 }
 
-const scanOp = onnxOp('Scan', [1, Infinity], [1, Infinity], {
+const scanOp = onnxOp('Scan', [0, Infinity], [1, Infinity], {
   infer: inferScan,
   evaluate: (context) => {
     const layout = scanLayout(context);
