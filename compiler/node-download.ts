@@ -215,7 +215,10 @@ class Transfer {
       }
     } catch (error) {
       if (error instanceof FettleError) throw error;
-      throw new Interrupted(reasonOf(error), { cause: error });
+      const part = total === undefined ? `${size} bytes` : `${size} of ${total} bytes`;
+      throw new Interrupted(`the connection broke after ${part} (${reasonOf(error)})`, {
+        cause: error,
+      });
     } finally {
       fs.closeSync(descriptor);
     }
