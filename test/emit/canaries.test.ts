@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { Tensors } from '../../compiler/emit/canaries.ts';
 import { canaryInputs, encodeCanaries } from '../../compiler/emit/canaries.ts';
 import { jsonBytes } from '../../compiler/emit/json.ts';
 import type { DecoderSpec } from '../../runtime/manifest.ts';
@@ -29,6 +30,12 @@ function decoderModel(): ModelBuilder {
   return b;
 }
 
+function contents(call: Tensors | undefined, name: string): BigInt64Array {
+  const data = call?.get(name)?.data;
+  assert.ok(data instanceof BigInt64Array);
+  return data;
+}
+
 test('a decoder gets a first call and a later one that agree with its contract', () => {
   const [first, later, ...more] = canaryInputs(decoderModel().model, decoder, 1);
   assert.equal(more.length, 0);
@@ -50,7 +57,7 @@ test('a decoder gets a first call and a later one that agree with its contract',
   });
   assert.deepEqual(later?.get('positions')?.data, BigInt64Array.of(4n));
   assert.deepEqual(later?.get('seqlens')?.data, Int32Array.of(4));
-  assert.ok((first?.get('ids')?.data as BigInt64Array).every((id) => id >= 0n && id < 50n));
+  assert.ok(contents(first, 'ids').every((id) => id >= 0n && id < 50n));
 });
 
 test('inputs depend on the seed and nothing else', () => {
@@ -69,7 +76,7 @@ test('inputs of other models get small sizes, contents that fit, and masks of on
   b.op('Gather', [b.floats('table', [2, 4], new Float32Array(8)), types]);
   const [inputs] = canaryInputs(b.model, undefined, 1);
   assert.deepEqual(inputs?.get('image')?.shape, [1, 3, 64, 64]);
-  assert.ok((inputs?.get('types')?.data as BigInt64Array).every((id) => id === 0n || id === 1n));
+  assert.ok(contents(inputs, 'types').every((id) => id === 0n || id === 1n));
   assert.deepEqual(inputs?.get('attention_mask')?.data, new BigInt64Array(8).fill(1n));
   assert.deepEqual(inputs?.get('rate')?.data, BigInt64Array.of(1n));
   assert.deepEqual(inputs?.get('flag')?.data, Uint8Array.of(0, 1));
