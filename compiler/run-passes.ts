@@ -118,14 +118,12 @@ class Run {
     try {
       pass.requires?.(model, context);
       changed = await pass.run(model, context);
-      if (changed) {
-        inferModel(model, { contradictions: 'warn' });
-        if (options.verify !== false) verifyModel(model);
-      }
+      if (changed) inferModel(model, { contradictions: 'warn' });
       pass.ensures?.(model, context);
     } catch (error) {
       throw this.wrapped(pass, error);
     }
+    if (changed && options.verify !== false) this.verified(pass);
     const wallMs = performance.now() - start;
     if (text !== undefined) {
       const differs = printModel(model) !== text;
@@ -151,13 +149,25 @@ class Run {
         ...(error.fix === undefined ? {} : { fix: error.fix }),
         cause: error,
       });
+    return this.failure(pass, 'failed', error);
+  }
+
+  private failure(pass: Pass, what: string, cause: unknown): FettleError {
     const done = this.reports.map((report) => report.pass).join(', ');
-    const message = error instanceof Error ? error.message : String(error);
-    return new FettleError('PASS_FAILED', `Pass "${pass.name}" failed: ${message}`, {
+    const message = cause instanceof Error ? cause.message : String(cause);
+    return new FettleError('PASS_FAILED', `Pass "${pass.name}" ${what}: ${message}`, {
       at: { pass: pass.name, after: done === '' ? 'no other pass' : done },
       fix: 'Please report this with the model, or leave the pass out of the pipeline.',
-      cause: error,
+      cause,
     });
+  }
+
+  private verified(pass: Pass): void {
+    try {
+      verifyModel(this.model);
+    } catch (error) {
+      throw this.failure(pass, 'left an invalid model', error);
+    }
   }
 }
 

@@ -10,13 +10,15 @@ export interface ExpectSameOptions {
    * any NaN equals any other.
    */
   readonly tolerance: number;
+  /** Difference that is always allowed. Default 0. */
+  readonly absolute?: number;
   /** Name for the message. */
   readonly what: string;
 }
 
 /** Throws unless dtype, shape and every element agree. */
 export function expectSame(got: Tensor, wanted: Tensor, options: ExpectSameOptions): void {
-  const { tolerance, what } = options;
+  const { tolerance, absolute = 0, what } = options;
   assert.equal(got.dtype, wanted.dtype, `${what}: dtype`);
   assert.deepEqual([...got.shape], [...wanted.shape], `${what}: shape`);
   if (wanted.dtype === 'string') {
@@ -26,7 +28,7 @@ export function expectSame(got: Tensor, wanted: Tensor, options: ExpectSameOptio
   const [a, b] = [readNumbers(got), readNumbers(wanted)];
   let range = 0;
   for (const value of b) if (Number.isFinite(value)) range = Math.max(range, Math.abs(value));
-  const allowed = tolerance * Math.max(range, Number.MIN_VALUE);
+  const allowed = Math.max(tolerance * range, absolute);
   let worst = -1;
   let worstBy = 0;
   let differing = 0;
@@ -34,7 +36,7 @@ export function expectSame(got: Tensor, wanted: Tensor, options: ExpectSameOptio
     const [x, y] = [a[i] ?? NaN, b[i] ?? NaN];
     if (Object.is(x, y)) continue;
     const by = Number.isNaN(x) || Number.isNaN(y) ? Infinity : x === y ? 0 : Math.abs(x - y);
-    if (tolerance > 0 && by <= allowed) continue;
+    if (allowed > 0 && by <= allowed) continue;
     differing++;
     if (worst < 0 || by > worstBy) [worst, worstBy] = [i, by];
   }

@@ -24,11 +24,14 @@ export async function runOnOrt(
   inputs: ReadonlyMap<string, Tensor>,
   options: RunOnOrtOptions = {},
 ): Promise<Map<string, Tensor>> {
+  const { optimizations = 'disabled' } = options;
   const ort = await loadOrt({ threads: 1 }, 'wasm');
   const session = await ort.InferenceSession.create(bytes, {
     executionProviders: ['wasm'],
-    graphOptimizationLevel: options.optimizations ?? 'disabled',
+    graphOptimizationLevel: optimizations,
     logSeverityLevel: 3,
+    // a weight that has become a constant would be packed, and summed in another order
+    ...(optimizations === 'disabled' ? { extra: { session: { disable_prepacking: '1' } } } : {}),
   });
   try {
     const feeds = Object.fromEntries(
