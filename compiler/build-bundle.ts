@@ -18,11 +18,14 @@ import type { Front } from './front-half.ts';
 import { backSteps, passOptions } from './front-half.ts';
 import { cloneModel } from './ir/clone.ts';
 import type { Model } from './ir/graph.ts';
+import { inferModel } from './ir/infer.ts';
+import { verifyModel } from './ir/verify.ts';
+import type { LoweredModel } from './lower/ort.ts';
 import { lowerForOrt } from './lower/ort.ts';
 import { pipelineFrom } from './passes.ts';
 import type { PassReport } from './passes/pass.ts';
 import type { Recipe } from './recipe.ts';
-import { runPasses } from './run-passes.ts';
+import { runPasses, sizeOfModel } from './run-passes.ts';
 import { formatBytes } from './units.ts';
 
 /** What one bundle is made from. */
@@ -86,7 +89,8 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
     ...passOptions(options, `${target.id}/`),
     target,
   });
-  const lowered = lowerForOrt(program, target);
+  const { lowered, report } = lower(program, target);
+  reports.push(report);
   const { memory, warnings } = memoryOf(program, request);
   const writer = new BundleWriter(options.files, output.folder, {
     program,
@@ -99,7 +103,7 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
     generationConfig: source.config.generationConfig,
     recipe: format === undefined ? recipe : { ...recipe, weights: format },
     passes: [...front.reports, ...reports],
-    warnings: [...front.warnings, ...warnings],
+    warnings: [...front.warnings, ...lowered.warnings, ...warnings],
     memory: memory.memory,
   });
   await writer.write({ progress: options.progress ?? (() => {}), signal: options.signal });
@@ -125,6 +129,29 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
     },
     reports,
   };
+}
+
+/** Lowering, reported like a pass. */
+function lower(
+  program: Model,
+  target: Target,
+): { readonly lowered: LoweredModel; readonly report: PassReport } {
+  const before = sizeOfModel(program);
+  const start = performance.now();
+  const lowered = lowerForOrt(program, target);
+  inferModel(program, { contradictions: 'warn' });
+  verifyModel(program);
+  const report = {
+    pass: 'lower-ort',
+    changed: true,
+    before,
+    after: sizeOfModel(program),
+    wallMs: performance.now() - start,
+    rewrites: {},
+    refusals: lowered.refusals,
+    notes: {},
+  };
+  return { lowered, report };
 }
 
 /** Estimated memory, held against the budget and the limits of the target. */
@@ -160,7 +187,7 @@ function memoryOf(
     warnings.push(
       `A session needs ${formatBytes(needed)}, more than the ${formatBytes(target.limits.memoryBytes.value)} of target "${target.id}".`,
     );
-  const stored = storedWeightBytes(program);
+  const stored = sizeOfModel(program).weightBytes;
   if (weights > 1.25 * stored)
     warnings.push(
       `onnxruntime-web unpacks the weights when it loads them: ${formatBytes(stored)} in the bundle become ${formatBytes(weights)} in memory.`,
@@ -170,11 +197,6 @@ function memoryOf(
     warnings.push(`Activations are estimated for ${sizes}; the model leaves these sizes open.`);
   }
   return { memory, warnings };
-}
-
-function storedWeightBytes(program: Model): number {
-  const weights = new Set([...program.graph.constants].flatMap(({ weight }) => weight ?? []));
-  return [...weights].reduce((sum, { byteLength }) => sum + byteLength, 0);
 }
 
 /**
@@ -189,6 +211,7 @@ async function addCanaries(
   program: Model,
   { front, target, output, recipe, options }: BuildRequest,
 ): Promise<readonly string[]> {
+  if (options.canaries === false) return [];
   const canaries = await makeCanaries({
     program,
     decoder: front.decoder,

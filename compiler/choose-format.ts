@@ -40,7 +40,10 @@ export function checkTargetFormat(target: Target, recipe: Recipe): void {
 
 /** The formats to try for a target, best first. */
 export function candidateFormats(target: Target): readonly Candidate[] {
-  return [undefined, ...targetFormats(target).filter((name) => name !== 'f32')];
+  // onnxruntime stores fewer bits in 4: quality would be lost and no byte gained
+  const least = target.engine === 'ort' ? 4 : 0;
+  const worthwhile = targetFormats(target).filter((name) => parseFormat(name).bits >= least);
+  return [undefined, ...worthwhile.filter((name) => name !== 'f32')];
 }
 
 /**
