@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 
 import type { BundleSource, HostMemory, OpenOptions, Session, SourceLike } from './index.ts';
 import { FettleError, missingFile, openBundle as openAnywhere } from './index.ts';
+import { sourceFrom } from './source.ts';
 
 export * from './index.ts';
 
@@ -31,6 +32,15 @@ export async function openBundle(from: SourceLike, options: OpenOptions = {}): P
     // Its browser entries do not start in Node: they ask for modules that a bundle cannot reach.
     ort: { module: () => import('onnxruntime-web'), ...options.ort },
   });
+}
+
+/**
+ * The files of a bundle, without loading it.
+ *
+ * @param from - as {@link openBundle}
+ */
+export async function bundleSource(from: SourceLike): Promise<BundleSource> {
+  return sourceFrom(await onDisk(from));
 }
 
 async function onDisk(from: SourceLike): Promise<SourceLike> {

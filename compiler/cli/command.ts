@@ -1,5 +1,5 @@
 /** What a command file exports, and how it is run. */
-import type { Argv, CommandModule } from 'yargs';
+import type { ArgumentsCamelCase, Argv, CommandModule } from 'yargs';
 import { Output } from './output.ts';
 
 /** Options every command has. */
@@ -9,39 +9,50 @@ export interface CommonArguments {
 }
 
 /** A command of the command line: one file each, listed in `main.ts`. */
-export interface Command<A extends object> {
-  /** `name <positional>`, as yargs reads it. */
-  readonly usage: string;
-  /** One line of help. */
-  readonly summary: string;
-  /** Declares options. */
-  readonly options: (parser: Argv<CommonArguments>) => Argv<A & CommonArguments>;
-  /** Does the work; throws to fail. Returns an exit code other than 0 when the work says so. */
-  readonly run: (args: A & CommonArguments, output: Output) => Promise<number | void> | number | void;
+export interface Command {
+  /** The word after `fettle`. */
+  readonly name: string;
+  /**
+   * The yargs module.
+   *
+   * @param onExit - told the exit code
+   */
+  module(onExit: (code: number) => void): CommandModule<CommonArguments>;
 }
 
 /**
- * The yargs module of a command.
+ * Makes a command.
  *
- * @param onExit - told the exit code
+ * @param definition - `usage` as yargs reads it (`name <positional>`), one line of help, the options,
+ *   and the work: it throws to fail, and may return an exit code other than 0
  */
-export function toModule<A extends object>(
-  command: Command<A>,
-  onExit: (code: number) => void,
-): CommandModule<CommonArguments, A & CommonArguments> {
+export function command<O>(definition: {
+  readonly usage: string;
+  readonly summary: string;
+  readonly options: (parser: Argv<CommonArguments>) => Argv<O>;
+  readonly run: (
+    args: ArgumentsCamelCase<O>,
+    output: Output,
+  ) => Promise<number | void> | number | void;
+}): Command {
+  const { usage, summary, options, run } = definition;
   return {
-    command: command.usage,
-    describe: command.summary,
-    builder: (parser) => command.options(parser),
-    handler: async (args) => {
-      const output = new Output(args.json);
-      try {
-        onExit((await command.run(args, output)) ?? 0);
-      } catch (error) {
-        onExit(output.failure(error));
-      } finally {
-        output.close();
-      }
-    },
+    name: usage.split(' ')[0] ?? usage,
+    module: (onExit) => ({
+      command: usage,
+      describe: summary,
+      builder: (parser) => options(parser as Argv<CommonArguments>) as Argv,
+      handler: async (args) => {
+        const output = new Output(args['json'] === true);
+        try {
+          // yargs has parsed them with the options above; its module type cannot carry that along
+          onExit((await run(args as ArgumentsCamelCase<O>, output)) ?? 0);
+        } catch (error) {
+          onExit(output.failure(error));
+        } finally {
+          output.close();
+        }
+      },
+    }),
   };
 }

@@ -1,13 +1,14 @@
 /** `fettle formats`: number formats of weights and what they cost. */
 import { bitsPerWeight, numberFormats } from '../quant/formats.ts';
 import type { Command } from './command.ts';
+import { command } from './command.ts';
 import { table } from './text.ts';
 
 /** Columns of the matrix the cost per weight is quoted for; only per-channel formats depend on it. */
 const QUOTED_COLUMNS = 1024;
 
 /** Lists the number formats. */
-export const formats: Command<object> = {
+export const formats: Command = command({
   usage: 'formats',
   summary: 'list number formats with bits per weight',
   options: (parser) => parser,
@@ -29,4 +30,4 @@ export const formats: Command<object> = {
       ),
     );
   },
-};
+});

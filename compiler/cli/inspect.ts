@@ -1,19 +1,18 @@
 /** `fettle inspect`: what a model or a bundle is. */
-import { parseManifest } from '../../runtime/bundle.ts';
+import { readListedFile, readManifest } from '../../runtime/load.ts';
 import type { Manifest, TensorSpec } from '../../runtime/manifest.ts';
+import { bundleSource } from '../../runtime/node.ts';
 import type { Inspection } from '../inspect.ts';
 import { inspectModel } from '../inspect.ts';
+import { decodeModel } from '../onnx/read.ts';
 import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
-import { bundleSource, isBundle, modelSource } from './opening.ts';
+import { command } from './command.ts';
+import { bundlePath, isBundle, modelSource } from './opening.ts';
 import { formatCount, table } from './text.ts';
 
-interface Arguments {
-  readonly model: string;
-}
-
 /** Prints ops, parameters, bytes, inputs, outputs and memory. */
-export const inspect: Command<Arguments> = {
+export const inspect: Command = command({
   usage: 'inspect <model>',
   summary: 'say what a model or a bundle is',
   options: (parser) =>
@@ -24,18 +23,30 @@ export const inspect: Command<Arguments> = {
     }),
   run: async ({ model }, output) => {
     if (isBundle(model)) {
-      const source = await bundleSource(model);
-      const manifest = parseManifest(await source.bytes('manifest.json'));
-      output.result(bundleSummary(manifest), describeBundle(manifest));
+      const { manifest, inspection } = await inspectBundle(model);
+      output.result(bundleSummary(manifest, inspection), describeBundle(manifest, inspection));
       return;
     }
     const source = await modelSource(model, output);
     const inspection = inspectModel(source.read(), source.config);
     output.result({ ...inspection, name: source.name }, describeModel(source.name, inspection));
   },
-};
+});
 
-function bundleSummary(manifest: Manifest): object {
+/** The manifest, and the program it names; weights are not read. */
+async function inspectBundle(
+  reference: string,
+): Promise<{ readonly manifest: Manifest; readonly inspection: Inspection }> {
+  const source = await bundleSource(bundlePath(reference));
+  const manifest = await readManifest(source, {});
+  const graph = await readListedFile(source, manifest, manifest.program.file, {});
+  const program = decodeModel(graph, {
+    externalData: (_path, _offset, length) => new Uint8Array(length),
+  });
+  return { manifest, inspection: inspectModel(program) };
+}
+
+function bundleSummary(manifest: Manifest, { nodes, ops }: Inspection): object {
   const bytes: Record<string, number> = {};
   for (const { dtype, bytes: size, format } of manifest.weights.tensors) {
     const key = format ?? dtype;
@@ -47,8 +58,8 @@ function bundleSummary(manifest: Manifest): object {
     name: model.name,
     target: manifest.target,
     engine: manifest.engine,
-    nodes: manifest.nodes ?? 0,
-    ops: manifest.ops ?? {},
+    nodes,
+    ops,
     parameters: model.parameters,
     bytes,
     blocks: [],
@@ -64,7 +75,9 @@ function bundleSummary(manifest: Manifest): object {
 function describeModel(name: string, inspection: Inspection): string {
   const { nodes, ops, parameters, bytes, memory } = inspection;
   const held = Object.values(bytes).reduce((sum, size) => sum + size, 0);
-  const bytesByDtype = Object.entries(bytes).map(([dtype, size]) => `${dtype} ${formatBytes(size)}`);
+  const bytesByDtype = Object.entries(bytes).map(
+    ([dtype, size]) => `${dtype} ${formatBytes(size)}`,
+  );
   const { Constant: constantNodes = 0, ...counted } = ops;
   return [
     `${name}: ${formatCount(nodes)} nodes${constantNodes > 0 ? ` and ${formatCount(constantNodes)} Constant nodes` : ''}, ` +
@@ -83,7 +96,7 @@ function describeModel(name: string, inspection: Inspection): string {
   ].join('\n');
 }
 
-function describeBundle(manifest: Manifest): string {
+function describeBundle(manifest: Manifest, { nodes, ops }: Inspection): string {
   const { model, memory, weights, files } = manifest;
   const total = [...weights.files, ...files].reduce((sum, { bytes }) => sum + bytes, 0);
   return [
@@ -92,6 +105,8 @@ function describeBundle(manifest: Manifest): string {
     ...describeTensors('inputs', manifest.inputs),
     ...describeTensors('outputs', manifest.outputs),
     '',
+    table([`${formatCount(nodes)} nodes`, 'count'], Object.entries(ops)),
+    '',
     `memory (${memory.exact ? 'planned' : 'estimated'}${memory.tokens > 0 ? `, ${memory.tokens} tokens` : ''}): weights ${formatBytes(memory.weights)}, activations ${formatBytes(memory.arena)}, state ${formatBytes(memory.state)}`,
     ...manifest.warnings.map((warning) => `warning: ${warning}`),
   ].join('\n');
@@ -99,7 +114,9 @@ function describeBundle(manifest: Manifest): string {
 
 /** The first few tensors of a list; decoders have dozens of cache tensors that look alike. */
 function describeTensors(title: string, specs: readonly TensorSpec[]): string[] {
-  const shown = specs.slice(0, 6).map(({ name, dtype, shape }) => `  ${name}: ${dtype}[${shape.join(', ')}]`);
+  const shown = specs
+    .slice(0, 6)
+    .map(({ name, dtype, shape }) => `  ${name}: ${dtype}[${shape.join(', ')}]`);
   const rest = specs.length - shown.length;
   return [`${title}:`, ...shown, ...(rest > 0 ? [`  … ${rest} more`] : [])];
 }

@@ -3,7 +3,6 @@ import yargs from 'yargs';
 import { FettleError, nearest } from '../../runtime/errors.ts';
 import { bench } from './bench.ts';
 import type { Command } from './command.ts';
-import { toModule } from './command.ts';
 import { compile } from './compile.ts';
 import { demo } from './demo.ts';
 import { evaluate } from './evaluate.ts';
@@ -17,8 +16,8 @@ import { run } from './run.ts';
 import { targets } from './targets.ts';
 import { VERSION } from '../version.ts';
 
-// Argument types differ from command to command and meet only inside each file.
-const commands: readonly Command<never>[] = [
+/** Every command, in the order of the help text. */
+const commands: readonly Command[] = [
   inspect,
   compile,
   run,
@@ -30,9 +29,9 @@ const commands: readonly Command<never>[] = [
   passes,
   formats,
   demo,
-] as unknown as readonly Command<never>[];
+];
 
-const commandNames = commands.map(({ usage }) => usage.split(' ')[0] ?? '');
+const commandNames = commands.map(({ name }) => name);
 
 /**
  * Runs the command line.
@@ -55,8 +54,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     .fail((message: string | null, error: Error | undefined) => {
       throw error ?? misuse(message ?? 'Wrong arguments.', argv);
     });
-  for (const command of commands)
-    parser = parser.command(toModule(command, (code) => (exitCode = code)));
+  for (const one of commands) parser = parser.command(one.module((code) => (exitCode = code)));
   try {
     await parser.parseAsync();
   } catch (error) {
@@ -70,8 +68,12 @@ export async function main(argv: readonly string[]): Promise<number> {
 /** What yargs found wrong, as our own error with a hint. */
 function misuse(message: string, argv: readonly string[]): FettleError {
   const first = argv[0] ?? '';
-  const close = first !== '' && !commandNames.includes(first) ? nearest(first, commandNames) : undefined;
+  const close =
+    first !== '' && !commandNames.includes(first) ? nearest(first, commandNames) : undefined;
   return new FettleError('USAGE', message.replaceAll('\n', ' '), {
-    fix: close === undefined ? `See: fettle ${commandNames.includes(first) ? `${first} ` : ''}--help` : `Did you mean "fettle ${close}"?`,
+    fix:
+      close === undefined
+        ? `See: fettle ${commandNames.includes(first) ? `${first} ` : ''}--help`
+        : `Did you mean "fettle ${close}"?`,
   });
 }

@@ -1,10 +1,11 @@
 /** `fettle passes`: the rewrites a pipeline is made of. */
 import { passes as list } from '../passes.ts';
 import type { Command } from './command.ts';
+import { command } from './command.ts';
 import { table } from './text.ts';
 
 /** Lists the passes. */
-export const passes: Command<object> = {
+export const passes: Command = command({
   usage: 'passes',
   summary: 'list the passes of the compiler',
   options: (parser) => parser,
@@ -12,7 +13,10 @@ export const passes: Command<object> = {
     const rows = list.map(({ name, summary }) => ({ name, summary }));
     output.result(
       { passes: rows },
-      table(['pass', 'what it does'], rows.map(({ name, summary }) => [name, summary])),
+      table(
+        ['pass', 'what it does'],
+        rows.map(({ name, summary }) => [name, summary]),
+      ),
     );
   },
-};
+});

@@ -1,10 +1,11 @@
 /** `fettle targets`: what can be compiled for. */
 import { targets as list } from '../../targets/index.ts';
 import type { Command } from './command.ts';
+import { command } from './command.ts';
 import { table } from './text.ts';
 
 /** Lists the targets. */
-export const targets: Command<object> = {
+export const targets: Command = command({
   usage: 'targets',
   summary: 'list what can be compiled for',
   options: (parser) => parser,
@@ -18,4 +19,4 @@ export const targets: Command<object> = {
     ]);
     output.result({ targets: list }, table(['target', 'engine', 'hosts', 'weights', 'for'], rows));
   },
-};
+});

@@ -1,0 +1,222 @@
+/** `fettle compile`: a model in, one bundle per target out. */
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { FettleError } from '../../runtime/errors.ts';
+import type { CompileResult } from '../compile-options.ts';
+import { compile as compileModel } from '../compile.ts';
+import { runBundle } from './run-bundle.ts';
+import { NodeFiles } from '../node.ts';
+import type { PassReport } from '../passes/pass.ts';
+import type { Recipe } from '../recipe.ts';
+import { parseRecipe, parseShapeOption, presetRecipe, presets } from '../recipe.ts';
+import { formatBytes } from '../units.ts';
+import type { Command } from './command.ts';
+import { command } from './command.ts';
+import { modelSource } from './opening.ts';
+import { measureLoss } from './measure-loss.ts';
+import { formatCount, formatMs, table } from './text.ts';
+
+interface Arguments {
+  readonly model: string;
+  readonly target: string;
+  readonly out: string;
+  readonly recipe: string | undefined;
+  readonly maxSize: string | undefined;
+  readonly maxMemory: string | undefined;
+  readonly maxLoss: string | undefined;
+  readonly weights: string | undefined;
+  readonly dropLayers: string | undefined;
+  readonly kv: string | undefined;
+  readonly calibrate: string | undefined;
+  readonly shape: readonly string[] | undefined;
+  readonly skip: readonly string[] | undefined;
+  readonly seed: number | undefined;
+  readonly canaries: boolean;
+  readonly explain: boolean;
+  readonly dump: string | undefined;
+}
+
+/** Compiles a model. */
+export const compile: Command = command({
+  usage: 'compile <model>',
+  summary: 'compile a model into bundles',
+  options: (parser) =>
+    parser
+      .positional('model', {
+        type: 'string',
+        demandOption: true,
+        describe: 'an ONNX file, a model folder, a URL, builtin:nib, shape:…',
+      })
+      .option('target', {
+        type: 'string',
+        demandOption: true,
+        describe: 'what for: id[,id]; see fettle targets',
+      })
+      .option('out', {
+        type: 'string',
+        demandOption: true,
+        describe: 'a folder, or name.fettle for one file',
+      })
+      .option('recipe', {
+        type: 'string',
+        describe: `a JSON file, or ${Object.keys(presets).join(', ')}`,
+      })
+      .option('max-size', { type: 'string', describe: 'most bytes of the bundle, such as 3MB' })
+      .option('max-memory', { type: 'string', describe: 'most bytes of a session, such as 450MB' })
+      .option('max-loss', {
+        type: 'string',
+        describe: 'largest loss of quality, such as 1%; needs --calibrate',
+      })
+      .option('weights', {
+        type: 'string',
+        describe: 'number format of weights; see fettle formats',
+      })
+      .option('drop-layers', {
+        type: 'string',
+        describe: 'blocks to drop: a number or auto (not supported yet)',
+      })
+      .option('kv', {
+        type: 'string',
+        describe: 'number format of the KV cache (not supported yet)',
+      })
+      .option('calibrate', { type: 'string', describe: 'text to measure quality on' })
+      .option('shape', {
+        type: 'string',
+        array: true,
+        describe: 'fix sizes: input=1x3x48x320 or batch=1',
+      })
+      .option('skip', {
+        type: 'string',
+        array: true,
+        describe: 'weights that keep their dtype; * matches',
+      })
+      .option('seed', { type: 'number', describe: 'seed of everything random' })
+      .option('canaries', {
+        type: 'boolean',
+        default: true,
+        describe: 'store inputs and outputs for session.check()',
+      })
+      .option('explain', {
+        type: 'boolean',
+        default: false,
+        describe: 'say what every pass did and left alone',
+      })
+      .option('dump', {
+        type: 'string',
+        describe: 'folder for the graph as text after every pass',
+      }),
+  run: async (args, output) => {
+    const recipe = recipeOf(args);
+    const source = await modelSource(args.model, output);
+    const { dump } = args;
+    if (dump !== undefined) mkdirSync(dump, { recursive: true });
+    const result = await compileModel(source, {
+      targets: args.target.split(','),
+      files: new NodeFiles(),
+      out: args.out,
+      recipe,
+      log: output,
+      progress: output.progress,
+      signal: output.signal,
+      ...(args.canaries ? { run: runBundle } : {}),
+      ...(args.calibrate === undefined
+        ? {}
+        : { measure: measureLoss(source, args.calibrate, output) }),
+      ...(dump === undefined
+        ? {}
+        : { dump: (name, text) => writeFileSync(join(dump, `${name}.txt`), text) }),
+    });
+    const peakRssBytes = process.resourceUsage().maxRSS * 1024;
+    output.result({ ...result, peakRssBytes }, describe(result, peakRssBytes, args.explain));
+  },
+});
+
+/** The recipe: a preset or file, then the flags. */
+function recipeOf(args: Arguments): Recipe {
+  const flags = {
+    weights: args.weights,
+    maxSize: args.maxSize,
+    maxMemory: args.maxMemory,
+    maxLoss: args.maxLoss,
+    dropLayers: args.dropLayers,
+    kv: args.kv,
+    skip: args.skip,
+    seed: args.seed,
+    shapes:
+      args.shape === undefined ? undefined : Object.fromEntries(args.shape.map(parseShapeOption)),
+  };
+  const given = Object.entries(flags).filter(([, value]) => value !== undefined);
+  return parseRecipe(Object.fromEntries(given), baseRecipe(args.recipe));
+}
+
+function baseRecipe(name: string | undefined): Recipe | undefined {
+  if (name === undefined) return undefined;
+  if (!/[./\\]/.test(name)) return presetRecipe(name);
+  try {
+    return parseRecipe(JSON.parse(readFileSync(name, 'utf8')));
+  } catch (cause) {
+    if (cause instanceof FettleError) throw cause;
+    throw new FettleError(
+      'USAGE',
+      `Cannot read the recipe "${name}": ${(cause as Error).message}.`,
+      {
+        at: { file: name },
+        fix: 'Give the path of a JSON file, or the name of a preset.',
+        cause,
+      },
+    );
+  }
+}
+
+function describe(result: CompileResult, peakRssBytes: number, explain: boolean): string {
+  const parts = [
+    table(
+      ['bundle', 'target', 'weights', 'size', 'files', 'memory', 'sha256'],
+      result.bundles.map(({ path, target, weights, bytes, files, memory, sha256 }) => [
+        path,
+        target,
+        weights ?? 'as they are',
+        formatBytes(bytes),
+        files,
+        formatBytes(memory.weights + memory.arena + memory.state),
+        sha256.slice(0, 12),
+      ]),
+    ),
+  ];
+  for (const { warnings } of result.bundles)
+    parts.push(...warnings.map((one) => `warning: ${one}`));
+  if (result.loss !== undefined)
+    parts.push(
+      `${result.loss.metric}: ${result.loss.before.toPrecision(6)} before, ${result.loss.after.toPrecision(6)} after`,
+    );
+  if (explain) parts.push('', explainPasses(result.passes));
+  parts.push(`${formatMs(result.wallMs)}, peak memory ${formatBytes(peakRssBytes)}`);
+  return parts.join('\n');
+}
+
+/** What every pass did, and what it matched and left alone. */
+function explainPasses(reports: readonly PassReport[]): string {
+  const rows = reports.map(({ pass, before, after, wallMs, rewrites }) => [
+    pass,
+    `${formatCount(before.nodes)} -> ${formatCount(after.nodes)}`,
+    `${formatBytes(before.weightBytes)} -> ${formatBytes(after.weightBytes)}`,
+    formatMs(wallMs),
+    Object.entries(rewrites)
+      .map(([rule, times]) => `${rule} ${times}`)
+      .join(', '),
+  ]);
+  const refusals = reports.flatMap((report) =>
+    report.refusals.map(
+      ({ pass, rule, at, why }) => `  ${pass}${rule === pass ? '' : `/${rule}`} at ${at}: ${why}`,
+    ),
+  );
+  const notes = reports.flatMap(({ pass, notes: figures }) =>
+    Object.entries(figures).map(([key, value]) => `  ${pass}: ${key} ${JSON.stringify(value)}`),
+  );
+  return [
+    table(['pass', 'nodes', 'weights', 'time', 'applied'], rows),
+    ...(refusals.length === 0 ? [] : ['', 'left alone:', ...refusals]),
+    ...(notes.length === 0 ? [] : ['', 'notes:', ...notes]),
+    '',
+  ].join('\n');
+}
