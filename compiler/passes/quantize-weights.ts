@@ -1,0 +1,254 @@
+/**
+ * Stores weight matrices and tables in a smaller number format.
+ *
+ *     MatMul(x, w f32 [K, N])   ->   MatMul(x, fettle.Dequantize(codes u8 [N, …], scales f16 [N, K/32]))
+ *     Gather(t f32 [V, D], i)   ->   Gather(fettle.Dequantize(codes, scales), i)
+ *     w f32                     ->   Cast(w f16)                       with the format f16
+ *
+ * Groups run along the inputs of an output channel. A table that is tied to the output matrix keeps
+ * one set of codes for both. Rounding is to nearest with a search for the clip of least squared error
+ * (`quant/affine.ts`). Never touched: biases, gains of norms, other small constants, constants that
+ * something else than a product reads, and values that have no code (NaN, infinities).
+ *
+ * Runs after everything that folds or merges constants. `lower/` spells the result for an engine.
+ */
+import { FettleError, throwIfAborted } from '../../runtime/errors.ts';
+import { elementCount } from '../../runtime/tensor.ts';
+import type { Model, Value } from '../ir/graph.ts';
+import type { FloatFormat, IntegerFormat } from '../quant/formats.ts';
+import { groupSizes, integerFormat, parseFormat } from '../quant/formats.ts';
+import { quantizeMatrix } from '../quant/matrix.ts';
+import { matrixRows, readableDtypes } from '../quant/rows.ts';
+import { bytesOfMatrix, insertDequantize } from './insert-dequantize.ts';
+import type { Pass, PassContext } from './pass.ts';
+import { isSkipped } from './skip-list.ts';
+import type { QuantizedTensorNote } from './store-halves.ts';
+import { storeHalves } from './store-halves.ts';
+import type { WeightSite } from './weight-sites.ts';
+import { leavesGraph, readersOf, weightSite } from './weight-sites.ts';
+
+/** Options of {@link quantizeWeights}. */
+export interface QuantizeWeightsOptions {
+  /** Number format: `w4g32`, `w4g32a`, `w8`, `f16`, …; `f32` changes nothing. Default `f32`. */
+  readonly format?: string;
+  /** Constants or nodes to leave alone: names, or patterns with `*`. Default none. */
+  readonly skip?: readonly string[];
+  /** Smallest constant that is quantized, in elements. Default 4,096. */
+  readonly minElements?: number;
+  /** Tables that rows are gathered from: `same`, `keep`, or a format of their own. Default `same`. */
+  readonly embeddings?: string;
+  /**
+   * Convolutions: `all`, `none`, or `auto`: all at 8 bits, below that only those whose inputs per
+   * output channel fill a group. Default `auto`.
+   */
+  readonly convolutions?: string;
+  /** Whether to search for the clip of least squared error. Default true. */
+  readonly clip?: boolean;
+}
+
+/** Defaults of {@link QuantizeWeightsOptions}. */
+export const quantizeWeightsDefaults: Required<QuantizeWeightsOptions> = {
+  format: 'f32',
+  skip: [],
+  minElements: 4096,
+  embeddings: 'same',
+  convolutions: 'auto',
+  clip: true,
+};
+
+type Settings = Required<QuantizeWeightsOptions>;
+
+/** Makes the pass. @throws FettleError USAGE for a format or choice that does not exist */
+export function quantizeWeights(options: QuantizeWeightsOptions = {}): Pass {
+  const settings = { ...quantizeWeightsDefaults, ...options };
+  const format = parseFormat(settings.format);
+  const tables = tableFormat(settings, format);
+  checkChoice('convolutions', settings.convolutions, ['all', 'none', 'auto']);
+  return {
+    name: 'quantize-weights',
+    options: settings,
+    run(model, context) {
+      const before = context.rewriter.changes;
+      const notes: QuantizedTensorNote[] = [];
+      const plan = planOf(model, settings, format, tables, context);
+      const total = plan.reduce((sum, { sites }) => sum + sizeOf(sites[0]), 0);
+      let done = 0;
+      for (const { sites, format: wanted } of plan) {
+        throwIfAborted(context.signal);
+        const note = quantize(model, sites, wanted, settings.clip, context, (elements) =>
+          context.progress('quantize weights', done + elements, total),
+        );
+        if (note !== undefined) notes.push(note);
+        done += sizeOf(sites[0]);
+      }
+      const isHalf = (constant: Value): boolean => {
+        const wanted = isTable(constant) ? tables : format;
+        return wanted !== 'keep' && wanted.name === 'f16';
+      };
+      notes.push(...storeHalves(model, settings, isHalf, context));
+      if (notes.length > 0) context.note('tensors', notes);
+      return context.rewriter.changes > before;
+    },
+  };
+}
+
+/** The sites of one constant and the format it gets. */
+interface Plan {
+  readonly sites: readonly [WeightSite, ...WeightSite[]];
+  readonly format: IntegerFormat;
+}
+
+/** Which constants are quantized, in the order in which the model first reads them. */
+function planOf(
+  model: Model,
+  settings: Settings,
+  format: IntegerFormat | FloatFormat,
+  tables: IntegerFormat | FloatFormat | 'keep',
+  context: PassContext,
+): Plan[] {
+  const seen = new Set<Value>();
+  const plans: Plan[] = [];
+  for (const node of model.graph.allNodes())
+    node.inputs.forEach((_, index) => {
+      const site = weightSite(node, index);
+      if (site === undefined || 'why' in site || seen.has(site.constant)) return;
+      seen.add(site.constant);
+      if (elementCount(site.shape) < settings.minElements) return;
+      const sites = sitesOf(site, settings, context);
+      if (sites === undefined) return;
+      const chosen = sites.some(({ kind }) => kind === 'table') ? tables : format;
+      if (chosen === 'keep') context.refuse('table', site.constant, 'tables are kept by option');
+      else if (chosen.kind === 'integer') {
+        const fitting = fittingFormat(sites[0], chosen, settings, context);
+        if (fitting !== undefined) plans.push({ sites, format: fitting });
+      }
+    });
+  return plans;
+}
+
+/** Every site of the constant, or undefined after saying why it is left alone. */
+function sitesOf(
+  first: WeightSite,
+  settings: Settings,
+  context: PassContext,
+): Plan['sites'] | undefined {
+  const { constant } = first;
+  const leave = (why: string): undefined => {
+    context.refuse('quantize', constant, why);
+    return undefined;
+  };
+  if (constant.weight === undefined || !readableDtypes.includes(constant.weight.dtype))
+    return undefined;
+  const sites: WeightSite[] = [];
+  for (const [node, index] of readersOf(constant)) {
+    const site = weightSite(node, index);
+    if (site === undefined) return leave(`${node.describe()} reads it too, and is no product`);
+    if ('why' in site) return leave(`${site.why} in ${node.describe()}`);
+    if (site.rows !== first.rows || site.storedTransposed !== first.storedTransposed)
+      return leave(`${node.describe()} sums over another axis of it`);
+    sites.push(site);
+  }
+  if (leavesGraph(constant)) return leave('it is an output of the model');
+  const names = [constant.name, ...sites.flatMap(({ node }) => [node.name, ...node.from])];
+  if (isSkipped(names, settings.skip)) return leave('the skip list names it');
+  const [site, ...others] = sites;
+  return site === undefined ? undefined : [site, ...others];
+}
+
+/**
+ * The format asked for, or the nearest one whose groups fit: engines want rows to be whole groups.
+ */
+function fittingFormat(
+  site: WeightSite,
+  format: IntegerFormat,
+  settings: Settings,
+  context: PassContext,
+): IntegerFormat | undefined {
+  const { columns, constant, kind } = site;
+  const { bits, group, symmetric } = format;
+  const fits = group === 'channel' || columns % group === 0;
+  if (kind === 'convolution' && settings.convolutions !== 'all') {
+    const why =
+      settings.convolutions === 'none'
+        ? 'convolutions are kept by option'
+        : bits < 8 && (!fits || columns < 32)
+          ? `its ${columns} inputs per output channel are too few for ${format.name}`
+          : undefined;
+    if (why !== undefined) {
+      context.refuse('convolution', constant, why);
+      return undefined;
+    }
+  }
+  if (fits) return format;
+  const smaller = groupSizes.findLast((size) => size < group && columns % size === 0);
+  const fallback = integerFormat(bits, smaller ?? 'channel', symmetric);
+  context.refuse(
+    'group',
+    constant,
+    `${columns} inputs are no multiple of ${group}; stored as ${fallback.name} instead`,
+  );
+  return fallback;
+}
+
+/** Replaces one constant. Undefined after saying why it could not be. */
+function quantize(
+  model: Model,
+  sites: Plan['sites'],
+  format: IntegerFormat,
+  clip: boolean,
+  context: PassContext,
+  onElements: (done: number) => void,
+): QuantizedTensorNote | undefined {
+  const [{ constant, rows, columns, storedTransposed }] = sites;
+  const { weight } = constant;
+  if (weight === undefined) return undefined;
+  const source = matrixRows({
+    dtype: weight.dtype,
+    rows,
+    columns,
+    transposed: storedTransposed,
+    bytes: (start, length) => weight.bytes(start, length),
+  });
+  const result = quantizeMatrix(source, format, clip, (done) => {
+    throwIfAborted(context.signal);
+    onElements(done * columns);
+  });
+  if ('refused' in result) {
+    context.refuse('quantize', constant, result.refused);
+    context.log.warn(`"${constant.name}" stays ${weight.dtype}: ${result.refused}.`);
+    return undefined;
+  }
+  insertDequantize(model, sites, result.matrix, context);
+  context.count(format.name);
+  return {
+    name: constant.name,
+    format: format.name,
+    shape: [rows, columns],
+    relativeError: Number(result.relativeError.toPrecision(4)),
+    bytes: bytesOfMatrix(result.matrix),
+  };
+}
+
+function tableFormat(
+  settings: Settings,
+  format: IntegerFormat | FloatFormat,
+): IntegerFormat | FloatFormat | 'keep' {
+  if (settings.embeddings === 'same') return format;
+  return settings.embeddings === 'keep' ? 'keep' : parseFormat(settings.embeddings);
+}
+
+function isTable(constant: Value): boolean {
+  return readersOf(constant).some(([node, index]) => node.op === 'Gather' && index === 0);
+}
+
+function checkChoice(option: string, value: string, choices: readonly string[]): void {
+  if (!choices.includes(value))
+    throw new FettleError('USAGE', `Option "${option}" of quantize-weights is "${value}".`, {
+      at: { pass: 'quantize-weights', option },
+      fix: `Use one of: ${choices.join(', ')}.`,
+    });
+}
+
+function sizeOf(site: WeightSite): number {
+  return site.rows * site.columns;
+}
