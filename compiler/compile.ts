@@ -6,7 +6,7 @@
  *        -> publish
  */
 import { FettleError, throwIfAborted } from '../runtime/errors.ts';
-import { findTarget } from '../targets/index.ts';
+import { targetById } from '../targets/index.ts';
 import type { Target } from '../targets/target.ts';
 import type { BuiltBundle } from './build-bundle.ts';
 import { buildBundle } from './build-bundle.ts';
@@ -74,7 +74,7 @@ export async function compile(
 
 function resolveTargets(options: CompileOptions, recipe: Recipe): readonly Target[] {
   const targets = options.targets.map((target) =>
-    typeof target === 'string' ? findTarget(target) : target,
+    typeof target === 'string' ? targetById(target) : target,
   );
   const ids = targets.map(({ id }) => id);
   const twice = ids.find((id, index) => ids.indexOf(id) !== index);
