@@ -102,7 +102,7 @@ function evaluate(context: EvaluateContext): (Tensor | undefined)[] {
   const pastRows = context.inputs[3]?.shape[2] ?? 0;
   const capacity = Math.max(pastRows, total);
   const pastOf = (b: number): number => (prompt ? 0 : Math.max(0, (lengths[b] ?? 0) - queries));
-  rotateBoth(context, { q, k, batch, heads, keyHeads, queries, width, pastOf, lengths });
+  rotateBoth(context, { q, k, batch, heads, keyHeads, queries, width, pastOf, prompt });
   const append = (index: number, fresh: Floats): Float64Array =>
     appendRows(
       batch * keyHeads,
@@ -134,7 +134,7 @@ function evaluate(context: EvaluateContext): (Tensor | undefined)[] {
     softcap: node.float('softcap', 0),
     visible: (b, position) => {
       if (!causal) return [0, lengths[b] ?? total];
-      const end = Math.min(total, pastOf(b) + position + 1);
+      const end = Math.min(lengths[b] ?? total, pastOf(b) + position + 1);
       return [window > 0 ? Math.max(0, end - window) : 0, end];
     },
     bias: biasOf(context.inputs[10]),
@@ -166,7 +166,7 @@ interface RotaryCall extends HeadCounts {
   readonly queries: number;
   readonly width: number;
   readonly pastOf: (batch: number) => number;
-  readonly lengths: readonly number[];
+  readonly prompt: boolean;
 }
 
 /** Rotates queries and new keys in place, when the node asks for it. */
@@ -179,11 +179,11 @@ function rotateBoth(context: EvaluateContext, call: RotaryCall): void {
     sin: floatsOf(sin),
     pairs: cos.shape[1] ?? 1,
     interleaved: context.node.int('rotary_interleaved', 0) !== 0,
-    rowOf: (b: number, position: number): number =>
-      given === undefined
-        ? call.pastOf(b) + position
-        : (given[given.length === 1 ? 0 : b * call.queries + position] ?? 0) +
-          (given.length === 1 ? position : 0),
+    rowOf: (b: number, position: number): number => {
+      if (given === undefined) return call.pastOf(b) + position;
+      // a first prompt counts from the first id, whatever the others are
+      return call.prompt ? (given[0] ?? 0) + position : (given[b * call.queries + position] ?? 0);
+    },
   };
   const { q, k, batch, heads, keyHeads, queries, width } = call;
   rotate(q, batch, heads, queries, width, tables);
