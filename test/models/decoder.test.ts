@@ -1,7 +1,7 @@
 /** Generated decoders: on onnxruntime-web, against themselves with and without a cache. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { verify } from '../../compiler/ir/verify.ts';
+import { verifyModel } from '../../compiler/ir/verify.ts';
 import { encodeModel } from '../../compiler/onnx/write.ts';
 import { rotaryFrequencies } from '../../models/decoder-config.ts';
 import { hubConfig } from '../../models/hub-config.ts';
@@ -60,7 +60,7 @@ describe('generated models', () => {
     it(`${reference} is valid, with every type known`, () => {
       for (const spelling of spellings) {
         const model = generatedModel(`${reference}@${spelling.name}`).build();
-        verify(model);
+        verifyModel(model);
         for (const node of model.graph.nodes())
           for (const output of node.outputs) {
             assert.ok(output === undefined || output.dtype !== undefined, node.describe());

@@ -1,6 +1,6 @@
 /** A decoder on onnxruntime-web with its cache kept between calls. */
-import type { Tensor as OrtTensor } from 'onnxruntime-web';
-import { loadOrt } from '../../runtime/ort/module.ts';
+import type { Tensor as OrtTensor } from 'onnxruntime-web/wasm';
+import * as ort from 'onnxruntime-web/wasm';
 
 /** Sizes of the cache. */
 export interface CacheSizes {
@@ -25,7 +25,7 @@ export interface OrtDecoder {
 
 /** Opens a decoder with the usual names of inputs and outputs. */
 export async function openDecoder(bytes: Uint8Array, sizes: CacheSizes): Promise<OrtDecoder> {
-  const ort = await loadOrt({ threads: 1 }, 'wasm');
+  ort.env.wasm.numThreads = 1;
   const session = await ort.InferenceSession.create(bytes, {
     executionProviders: ['wasm'],
     logSeverityLevel: 3,
