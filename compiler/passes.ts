@@ -15,6 +15,7 @@ import { mergeAdjacent } from './passes/merge-adjacent.ts';
 import type { PassEntry } from './passes/pass-options.ts';
 import { passEntry } from './passes/pass-options.ts';
 import type { Pass, PassGroup } from './passes/pass.ts';
+import { quantizeWeights, quantizeWeightsDefaults } from './passes/quantize-weights.ts';
 import { simplifyShapes } from './passes/simplify-shapes.ts';
 import { specializeShapes, specializeShapesDefaults } from './passes/specialize-shapes.ts';
 
@@ -35,6 +36,11 @@ export const passes: readonly PassEntry[] = [
     foldConstants,
   ),
   passEntry('Makes one op of two of a kind in a row.', {}, mergeAdjacent),
+  passEntry(
+    'Stores weight matrices and tables in fewer bits.',
+    quantizeWeightsDefaults,
+    quantizeWeights,
+  ),
   passEntry('Replaces shape arithmetic by constants or shorter ops.', {}, simplifyShapes),
   passEntry(
     'Fixes sizes of inputs that the model leaves open.',
