@@ -101,7 +101,8 @@ export class Decoder implements Sequence {
   #rows({ dtype, shape, data }: Tensor, count: number): Float32Array<ArrayBuffer> {
     const { vocabulary, logits } = this.#spec;
     const rows = shape.length === 3 ? (shape[1] ?? 0) : 0;
-    if (shape[2] !== vocabulary || rows < 1) throw this.#wrongLogits(`${dtype} [${shape}]`);
+    if (shape[2] !== vocabulary || rows < 1)
+      throw this.#wrongLogits(`${dtype} [${shape.join(', ')}]`);
     if (rows < count)
       throw new FettleError(
         'USAGE',
@@ -115,7 +116,7 @@ export class Decoder implements Sequence {
     if (data instanceof Float32Array) return data.slice(start, start + count * vocabulary);
     if (dtype === 'f16' && data instanceof Uint16Array)
       return fromHalfArray(data.subarray(start, start + count * vocabulary));
-    throw this.#wrongLogits(`${dtype} [${shape}]`);
+    throw this.#wrongLogits(`${dtype} [${shape.join(', ')}]`);
   }
 
   #wrongLogits(got: string): FettleError {

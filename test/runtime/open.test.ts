@@ -37,7 +37,9 @@ async function load(
 const expected = [
   ...Array.from({ length: 12 }, (_, i) => i + 1),
   ...Array.from({ length: 52 }, () => 0),
-  ...[100, 200, 300],
+  100,
+  200,
+  300,
 ];
 
 function inFolder(files: Files, use: (folder: string) => Promise<void>): Promise<void> {
