@@ -426,6 +426,8 @@ export class Model {
   carried: Uint8Array | undefined;
   private anonymousDims: number | undefined;
   private readonly taken = new Set<string>();
+  /** Next suffix to try for a base that was taken. */
+  private readonly suffixes = new Map<string, number>();
 
   constructor(graph: Graph, opsets: ReadonlyMap<string, number>) {
     this.graph = graph;
@@ -446,9 +448,12 @@ export class Model {
 
   /** A name that nothing in the model has, made from `base`, and registers it. */
   uniqueName(base: string): string {
-    let name = base;
-    for (let suffix = 1; !this.claimName(name); suffix++) name = `${base}_${suffix}`;
-    return name;
+    if (this.claimName(base)) return base;
+    // starting at 1 every time takes quadratic time when thousands of names share a base
+    let suffix = this.suffixes.get(base) ?? 1;
+    while (!this.claimName(`${base}_${suffix}`)) suffix++;
+    this.suffixes.set(base, suffix + 1);
+    return `${base}_${suffix}`;
   }
 
   /** Registers every name that is in use in another model; for copies. @internal */

@@ -9,9 +9,10 @@ import type { AttributeProto, FunctionProto, NodeProto } from './schema.ts';
 /** Deepest chain of calls; real models stay below ten, and each level takes stack. */
 const MAX_CALL_DEPTH = 100;
 
-/** The functions of a model, checked for recursion. */
+/** The functions of a model, without recursion. */
 export class Functions {
   private readonly byKey = new Map<string, FunctionProto>();
+  private readonly sizes = new Map<FunctionProto, number>();
 
   constructor(functions: readonly FunctionProto[]) {
     for (const body of functions) {
@@ -23,8 +24,7 @@ export class Functions {
         });
       this.byKey.set(key, body);
     }
-    const finished = new Set<FunctionProto>();
-    for (const body of functions) this.refuseRecursion(body, new Set(), finished);
+    for (const body of functions) this.measure(body, new Set());
   }
 
   /** The function a node calls, or undefined when it is an op. */
@@ -32,12 +32,15 @@ export class Functions {
     return this.byKey.get(keyOf(node.domain, node.opType, node.overload));
   }
 
-  private refuseRecursion(
-    body: FunctionProto,
-    open: Set<FunctionProto>,
-    finished: Set<FunctionProto>,
-  ): void {
-    if (finished.has(body)) return;
+  /** Nodes that one call becomes, calls in its body included. */
+  sizeOf(body: FunctionProto): number {
+    return this.sizes.get(body) ?? 0;
+  }
+
+  /** Computes the size of a body. Throws when the calls go round in a circle. */
+  private measure(body: FunctionProto, open: Set<FunctionProto>): number {
+    const known = this.sizes.get(body);
+    if (known !== undefined) return known;
     if (open.has(body))
       throw new FettleError('MODEL_INVALID', `Function ${describe(body)} calls itself.`, {
         at: { function: describe(body) },
@@ -50,12 +53,14 @@ export class Functions {
         { at: { function: describe(body) }, fix: 'Export the model without functions.' },
       );
     open.add(body);
+    let size = 0;
     for (const node of nestedNodes(body.node ?? [])) {
       const callee = this.find(node);
-      if (callee !== undefined) this.refuseRecursion(callee, open, finished);
+      size += callee === undefined ? 1 : this.measure(callee, open);
     }
     open.delete(body);
-    finished.add(body);
+    this.sizes.set(body, size);
+    return size;
   }
 }
 

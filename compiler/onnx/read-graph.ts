@@ -19,7 +19,7 @@ import { entriesOf, readType } from './type.ts';
 import { unknownsOf } from './wire.ts';
 
 /** Nodes that inlining may make; calls in calls multiply, and a small file must not fill memory. */
-const MAX_INLINED_NODES = 2_000_000;
+const MAX_INLINED_NODES = 1_000_000;
 
 /** Reads the graphs of one model. */
 export class GraphReader {
@@ -93,6 +93,7 @@ export class GraphReader {
   private define(name: string, scope: Scope, info: ValueInfoProto | undefined): Value {
     if (name === '')
       throw new FettleError('MODEL_INVALID', 'A graph input or initializer has no name.', {
+        at: { value: '' },
         fix: 'Export the model again.',
       });
     if (scope.owns(name)) throw duplicate(name);
@@ -172,7 +173,8 @@ export class GraphReader {
     caller: Node | undefined,
   ): void {
     const nodes = sortNodes(body.node ?? []);
-    this.inlinedNodes += nodes.length;
+    // a call inside a body was counted with the body
+    if (scope.bindings === undefined) this.inlinedNodes += this.functions.sizeOf(body);
     if (this.inlinedNodes > MAX_INLINED_NODES)
       throw new FettleError(
         'MODEL_INVALID',

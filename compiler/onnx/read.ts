@@ -108,7 +108,10 @@ export function decodeModel(bytes: Uint8Array, options: DecodeOptions = {}): Mod
         throw new FettleError(
           'IO_FAILED',
           `externalData gave ${found.length} bytes of "${location}" at ${offset + start}; wanted ${length}.`,
-          { at: { file: location, offset: offset + start }, fix: 'Return exactly the bytes asked for.' },
+          {
+            at: { file: location, offset: offset + start },
+            fix: 'Return exactly the bytes asked for.',
+          },
         );
       return found;
     };

@@ -24,7 +24,9 @@ function assertRoundTrip(model: Model): void {
   assert.deepEqual(outlineModel(decodeModel(encodeModel(model))), outlineModel(model));
 }
 
-const opset = { opsetImport: [{ version: fromNumber(17) }, { domain: 'local', version: fromNumber(1) }] };
+const opset = {
+  opsetImport: [{ version: fromNumber(17) }, { domain: 'local', version: fromNumber(1) }],
+};
 
 /** The field `number` with bytes as its value, as a writer of a newer schema would add it. */
 function field(number: number, bytes: Uint8Array): Uint8Array {
@@ -57,7 +59,10 @@ test('a node waits for what its subgraph takes from outside', () => {
   const graph = {
     node: [
       node('If', ['c'], ['y'], {
-        attribute: [graphAttribute('then_branch', branch('then')), graphAttribute('else_branch', branch('else'))],
+        attribute: [
+          graphAttribute('then_branch', branch('then')),
+          graphAttribute('else_branch', branch('else')),
+        ],
       }),
       node('Relu', ['x'], ['late']),
     ],
@@ -123,8 +128,12 @@ test('functions are inlined: nested, with attributes, defaults and optional inpu
     attribute: ['factor'],
     attributeProto: [{ name: 'beta', f: 0.5, type: 1 }],
     node: [
-      node('LeakyRelu', ['a'], ['t'], { attribute: [{ name: 'alpha', refAttrName: 'factor', type: 1 }] }),
-      node('HardSigmoid', ['t'], ['u'], { attribute: [{ name: 'alpha', refAttrName: 'missing', type: 1 }] }),
+      node('LeakyRelu', ['a'], ['t'], {
+        attribute: [{ name: 'alpha', refAttrName: 'factor', type: 1 }],
+      }),
+      node('HardSigmoid', ['t'], ['u'], {
+        attribute: [{ name: 'alpha', refAttrName: 'missing', type: 1 }],
+      }),
       node('Clip', ['u', '', 'unused'], ['v']),
       node('Elu', ['v'], ['b'], { attribute: [{ name: 'alpha', refAttrName: 'beta', type: 1 }] }),
     ],
@@ -141,7 +150,10 @@ test('functions are inlined: nested, with attributes, defaults and optional inpu
         domain: 'local',
         attribute: [{ name: 'factor', refAttrName: 'k', type: 1 }],
       }),
-      node('Scale', ['p'], ['r'], { domain: 'local', attribute: [{ name: 'factor', f: 3, type: 1 }] }),
+      node('Scale', ['p'], ['r'], {
+        domain: 'local',
+        attribute: [{ name: 'factor', f: 3, type: 1 }],
+      }),
     ],
     opsetImport: opset.opsetImport,
   };
@@ -155,7 +167,17 @@ test('functions are inlined: nested, with attributes, defaults and optional inpu
   const ops = nodesOf(model);
   assert.deepEqual(
     ops.map(({ op }) => op),
-    ['LeakyRelu', 'HardSigmoid', 'Clip', 'Elu', 'LeakyRelu', 'HardSigmoid', 'Clip', 'Elu', 'Identity'],
+    [
+      'LeakyRelu',
+      'HardSigmoid',
+      'Clip',
+      'Elu',
+      'LeakyRelu',
+      'HardSigmoid',
+      'Clip',
+      'Elu',
+      'Identity',
+    ],
   );
   assert.equal(ops[0]?.float('alpha'), 3);
   assert.equal(ops[4]?.float('alpha'), 7, 'a reference to an attribute of the caller');
@@ -187,7 +209,10 @@ test('the overload of a function is respected', () => {
   const graph = { node: calls, input: [value('x')], output: [value('y'), value('z')] };
   const functions = [body('one', 'Relu'), body('two', 'Neg')];
   const model = decodeModel(modelBytes(graph, { ...opset, functions }));
-  assert.deepEqual(nodesOf(model).map(({ op, overload }) => op + overload), ['Relu', 'Neg', 'Fthree']);
+  assert.deepEqual(
+    nodesOf(model).map(({ op, overload }) => op + overload),
+    ['Relu', 'Neg', 'Fthree'],
+  );
   assertRoundTrip(model);
 });
 
@@ -237,24 +262,53 @@ test('initializers that are graph inputs become constants; newer files get a war
     input: [value('x'), value('w')],
     initializer: [floats('w', [1, 2])],
   });
-  for (const [irVersion, warnings] of [[3, 0], [8, 1]] as const) {
+  for (const [irVersion, warnings] of [
+    [3, 0],
+    [8, 1],
+  ] as const) {
     const model = decodeModel(modelBytes(graph, { irVersion: fromNumber(irVersion) }));
-    assert.deepEqual(model.graph.inputs.map(({ name }) => name), ['x']);
+    assert.deepEqual(
+      model.graph.inputs.map(({ name }) => name),
+      ['x'],
+    );
     assert.ok(nodesOf(model)[0]?.input(1).weight !== undefined);
-    assert.equal(model.warnings.filter((warning) => warning.includes('default value')).length, warnings);
+    assert.equal(
+      model.warnings.filter((warning) => warning.includes('default value')).length,
+      warnings,
+    );
     assertRoundTrip(model);
   }
 });
 
 test('opsets and IR versions outside of what is known are read with a warning', () => {
-  for (const [version, warned] of [[6, true], [7, false], [25, false], [26, true]] as const) {
-    const model = decodeModel(modelBytes(reluGraph(), { opsetImport: [{ version: fromNumber(version) }] }));
+  for (const [version, warned] of [
+    [6, true],
+    [7, false],
+    [25, false],
+    [26, true],
+  ] as const) {
+    const model = decodeModel(
+      modelBytes(reluGraph(), { opsetImport: [{ version: fromNumber(version) }] }),
+    );
     assert.equal(model.opset, version);
-    assert.equal(model.warnings.some((warning) => warning.includes('opset')), warned, String(version));
+    assert.equal(
+      model.warnings.some((warning) => warning.includes('opset')),
+      warned,
+      String(version),
+    );
   }
-  for (const [version, warned] of [[2, true], [3, false], [13, false], [14, true]] as const) {
+  for (const [version, warned] of [
+    [2, true],
+    [3, false],
+    [13, false],
+    [14, true],
+  ] as const) {
     const model = decodeModel(modelBytes(reluGraph(), { irVersion: fromNumber(version) }));
-    assert.equal(model.warnings.some((warning) => warning.includes('IR version')), warned, String(version));
+    assert.equal(
+      model.warnings.some((warning) => warning.includes('IR version')),
+      warned,
+      String(version),
+    );
   }
 });
 
@@ -298,13 +352,19 @@ test('attributes of every kind survive, also strings that are not UTF-8', () => 
     { name: 'is', ints: [fromNumber(1), { low: -2, high: -1 }], type: 7 },
     { name: 'ss', strings: [Buffer.from('a'), Uint8Array.of(0x80)], type: 8 },
     { name: 'ts', tensors: [tensor, tensor], type: 9 },
-    { name: 'gs', graphs: [reluGraph({ input: [value('p')], node: [node('Relu', ['p'], ['y'])] })], type: 10 },
+    {
+      name: 'gs',
+      graphs: [reluGraph({ input: [value('p')], node: [node('Relu', ['p'], ['y'])] })],
+      type: 10,
+    },
     { name: 'none', ints: [], type: 7 },
     { name: 'sparse', type: 11, $unknowns: [field(22, Buffer.of(0x18, 3))] },
     { name: 'proto', type: 13, $unknowns: [field(14, Buffer.of(0x0a, 0))] },
     { name: '__proto__', f: 2, type: 1 },
   ];
-  const graph = reluGraph({ node: [node('Custom', ['x'], ['y'], { domain: 'com.example', attribute })] });
+  const graph = reluGraph({
+    node: [node('Custom', ['x'], ['y'], { domain: 'com.example', attribute })],
+  });
   const model = decodeModel(modelBytes(graph));
   const [custom] = nodesOf(model);
   assert.deepEqual(custom?.attributes.get('i'), { kind: 'int', value: 2n ** 63n - 1n });
@@ -315,7 +375,9 @@ test('attributes of every kind survive, also strings that are not UTF-8', () => 
 });
 
 test('an attribute without a declared type is read by the field that is set', () => {
-  const graph = reluGraph({ node: [node('Elu', ['x'], ['y'], { attribute: [{ name: 'alpha', f: 2 }] })] });
+  const graph = reluGraph({
+    node: [node('Elu', ['x'], ['y'], { attribute: [{ name: 'alpha', f: 2 }] })],
+  });
   assert.equal(nodesOf(decodeModel(modelBytes(graph)))[0]?.float('alpha'), 2);
 });
 
@@ -325,9 +387,25 @@ test('metadata, documentation, denotations and unknown fields survive a round tr
   const extra = { $unknowns: [field(200, Buffer.of(1, 2, 3))] };
   const typed = value('x', ['n', 2]);
   const graph: GraphProto = {
-    node: [node('Add', ['x', 'w'], ['t'], { name: 'n', docString, metadataProps, ...extra }), node('Relu', ['t'], ['y'])],
-    initializer: [{ ...floats('w', [1, 2]), $unknowns: [field(12, Buffer.from('doc')), field(16, Buffer.of(0x0a, 0))] }],
-    input: [{ ...typed, docString, metadataProps, type: { ...typed.type, denotation: 'IMAGE' }, ...extra }],
+    node: [
+      node('Add', ['x', 'w'], ['t'], { name: 'n', docString, metadataProps, ...extra }),
+      node('Relu', ['t'], ['y']),
+    ],
+    initializer: [
+      {
+        ...floats('w', [1, 2]),
+        $unknowns: [field(12, Buffer.from('doc')), field(16, Buffer.of(0x0a, 0))],
+      },
+    ],
+    input: [
+      {
+        ...typed,
+        docString,
+        metadataProps,
+        type: { ...typed.type, denotation: 'IMAGE' },
+        ...extra,
+      },
+    ],
     output: [value('y')],
     valueInfo: [value('t', ['n', 2]), { ...value('w'), docString }],
     docString,
@@ -336,7 +414,12 @@ test('metadata, documentation, denotations and unknown fields survive a round tr
     $unknowns: [field(14, Buffer.of(0x0a, 1, 0x77))],
   };
   const bytes = modelBytes(graph, {
-    producerName: 'p', producerVersion: '1', domain: 'd', modelVersion: fromNumber(5), docString, metadataProps,
+    producerName: 'p',
+    producerVersion: '1',
+    domain: 'd',
+    modelVersion: fromNumber(5),
+    docString,
+    metadataProps,
     // training_info and configuration
     $unknowns: [field(20, Buffer.of(0x0a, 0)), field(26, Buffer.of(0x0a, 0))],
   });
@@ -346,12 +429,17 @@ test('metadata, documentation, denotations and unknown fields survive a round tr
   for (const part of [model, model.graph, nodesOf(model)[0], model.graph.inputs[0]])
     assert.ok((part?.carried?.length ?? 0) > 0);
   assertRoundTrip(model);
-  assert.deepEqual(Buffer.from(encodeModel(model)), Buffer.from(encodeModel(decodeModel(encodeModel(model)))));
+  assert.deepEqual(
+    Buffer.from(encodeModel(model)),
+    Buffer.from(encodeModel(decodeModel(encodeModel(model)))),
+  );
 });
 
 test('the name an attribute tensor had does not stick to a constant made of it', () => {
   const attribute = [{ name: 'value', t: floats('inner', [1, 2]), type: 4 }];
-  const graph = reluGraph({ node: [node('Constant', [], ['c'], { attribute }), node('Add', ['x', 'c'], ['y'])] });
+  const graph = reluGraph({
+    node: [node('Constant', [], ['c'], { attribute }), node('Add', ['x', 'c'], ['y'])],
+  });
   const model = decodeModel(modelBytes(graph));
   const content = nodesOf(model)[0]?.attributes.get('value');
   assert.ok(content?.kind === 'tensor');
@@ -360,7 +448,10 @@ test('the name an attribute tensor had does not stick to a constant made of it',
   model.graph.inputs.pop();
   input.weight = content.value;
   model.graph.addConstant(input);
-  assert.deepEqual([...decodeModel(encodeModel(model)).graph.constants].map(({ name }) => name), ['x']);
+  assert.deepEqual(
+    [...decodeModel(encodeModel(model)).graph.constants].map(({ name }) => name),
+    ['x'],
+  );
 });
 
 test('types that are no tensor are kept', () => {
@@ -383,18 +474,30 @@ test('a sparse initializer is a constant, and is written sparse again', () => {
     rawData: new Uint8Array(BigInt64Array.from(values).buffer),
   });
   for (const indices of [i64([1n, 5n], [2]), i64([0n, 1n, 1n, 2n], [2, 2])]) {
-    const sparseInitializer = [{ values: floats('w', [7, 9]), indices, dims: [fromNumber(2), fromNumber(3)] }];
+    const sparseInitializer = [
+      { values: floats('w', [7, 9]), indices, dims: [fromNumber(2), fromNumber(3)] },
+    ];
     const graph = reluGraph({ node: [node('Add', ['x', 'w'], ['y'])], sparseInitializer });
     const model = decodeModel(modelBytes(graph));
     const weight = nodesOf(model)[0]?.input(1).weight;
     assert.deepEqual([...((weight?.tensor().data ?? []) as Float32Array)], [0, 7, 0, 0, 0, 9]);
-    assert.deepEqual([...new Float32Array(weight?.bytes(20, 4).slice().buffer ?? [])], [9], 'a range');
+    assert.deepEqual(
+      [...new Float32Array(weight?.bytes(20, 4).slice().buffer ?? [])],
+      [9],
+      'a range',
+    );
     assertRoundTrip(model);
   }
 });
 
 test('a graph without nodes is legal when its outputs are inputs or constants', () => {
-  const model = decodeModel(modelBytes({ input: [value('x')], initializer: [floats('w', [1])], output: [value('x'), { name: 'w' }] }));
+  const model = decodeModel(
+    modelBytes({
+      input: [value('x')],
+      initializer: [floats('w', [1])],
+      output: [value('x'), { name: 'w' }],
+    }),
+  );
   assert.equal(model.graph.nodeCount, 0);
   assertRoundTrip(model);
 });
@@ -406,8 +509,12 @@ test('one value may be listed as several outputs', () => {
 
 test('NaN and infinite weights are kept bit for bit', () => {
   const bits = Uint32Array.of(0x7fc00001, 0xff800000, 0xffffffff);
-  const initializer = [{ name: 'w', dims: [fromNumber(3)], dataType: 1, rawData: new Uint8Array(bits.buffer) }];
-  const model = decodeModel(modelBytes(reluGraph({ node: [node('Add', ['x', 'w'], ['y'])], initializer })));
+  const initializer = [
+    { name: 'w', dims: [fromNumber(3)], dataType: 1, rawData: new Uint8Array(bits.buffer) },
+  ];
+  const model = decodeModel(
+    modelBytes(reluGraph({ node: [node('Add', ['x', 'w'], ['y'])], initializer })),
+  );
   const [constant] = decodeModel(encodeModel(model)).graph.constants;
   assert.deepEqual([...new Uint32Array(constant?.weight?.bytes().slice().buffer ?? [])], [...bits]);
 });
