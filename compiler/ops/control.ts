@@ -88,6 +88,12 @@ function stackedType(type: ValueType | undefined, count: Dim, axis = 0): ValueTy
   return { dtype, shape: [...shape.slice(0, at), count, ...shape.slice(at)] };
 }
 
+/** Iterations of a loop that no condition ends; "forever" is written as a huge number. */
+function tripCount(limit: Dim | undefined): Dim | undefined {
+  if (typeof limit !== 'number') return limit;
+  return limit < 2 ** 31 - 1 ? Math.max(0, limit) : undefined;
+}
+
 // the trip count, the condition and the lengths of opset 8 may be absent
 const loopOp = onnxOp('Loop', [0, Infinity], [0, Infinity], {
   infer: (context) => {
@@ -96,12 +102,17 @@ const loopOp = onnxOp('Loop', [0, Infinity], [0, Infinity], {
     const initial = Array.from({ length: count }, (_, i) => context.input(i + 2));
     const fixed: ValueType[] = [
       { dtype: 'i64', shape: [] },
-      { dtype: 'bool', shape: [] },
+      // the body only runs when the condition holds
+      { dtype: 'bool', shape: [], elements: [1] },
     ];
-    const { carried, results } = inferCarried(context, initial, (types) =>
-      context.graph(body, [...fixed, ...types]).slice(1),
-    );
-    const trips = context.fresh();
+    let next: ValueType = {};
+    const { carried, results } = inferCarried(context, initial, (types) => {
+      const [condition = {}, ...rest] = context.graph(body, [...fixed, ...types]);
+      next = condition;
+      return rest;
+    });
+    const runsOut = next.elements?.[0] === 1 && (!context.has(1) || context.elements(1)?.[0] === 1);
+    const trips = (runsOut ? tripCount(context.elements(0)?.[0]) : undefined) ?? context.fresh();
     return [...carried, ...results.slice(count).map((type) => stackedType(type, trips))];
   },
   evaluate: (context) => {

@@ -4,25 +4,22 @@
  * integers in bigints. Activations are in `activation.ts`.
  */
 import type { DType, Tensor } from '../../runtime/tensor.ts';
-import { dtypes, elementCount } from '../../runtime/tensor.ts';
+import { elementCount } from '../../runtime/tensor.ts';
 import type { Dim } from '../ir/dim.ts';
 import { addDims, divideDims, maxDims, minDims, multiplyDims, subtractDims } from '../ir/dim.ts';
 import type { ValueType } from '../ir/graph.ts';
 import type { EvaluateContext, InferContext, OpDefinition } from './definition.ts';
 import { roundHalfEven } from './float-formats.ts';
-import type { Numbers } from './numbers.ts';
 import {
-  gatherElements,
   isFloat,
   isWide,
   readBigInts,
   readNumbers,
-  readStrings,
   writeBigInts,
   writeNumbers,
 } from './numbers.ts';
 import { broadcastDims, broadcastIndices, broadcastShapes } from './shapes.ts';
-import { expectSameDType, opError } from './support.ts';
+import { expectSameDType } from './support.ts';
 
 /** A function of one element. */
 export type Unary = (x: number) => number;

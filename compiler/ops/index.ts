@@ -20,6 +20,8 @@ import { gatherOps } from './gather.ts';
 import { scatterOps } from './scatter.ts';
 import { rearrangeOps } from './rearrange.ts';
 import { controlOps } from './control.ts';
+import { lossOps } from './loss.ts';
+import { signalOps } from './signal.ts';
 import { elementwiseOps } from './elementwise.ts';
 import { logicOps } from './logic.ts';
 import { matmulOps } from './matmul.ts';
@@ -54,6 +56,8 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   scatter: scatterOps,
   rearrange: rearrangeOps,
   control: controlOps,
+  loss: lossOps,
+  signal: signalOps,
   matmul: matmulOps,
   einsum: einsumOps,
   conv: convOps,

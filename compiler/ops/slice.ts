@@ -21,7 +21,6 @@ import { filled, gatherElements, readNumbers } from './numbers.ts';
 import { takePositions, withSize } from './shapes.ts';
 import type { OpPlace } from './support.ts';
 import {
-  describedRank,
   evaluatedInts,
   freshShape,
   intsOf,

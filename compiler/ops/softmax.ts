@@ -45,7 +45,8 @@ export function softmaxLine(line: Float64Array): void {
   for (let i = 0; i < line.length; i++) line[i] = (line[i] ?? 0) / sum;
 }
 
-function logSoftmaxLine(line: Float64Array): void {
+/** Logarithm of the softmax of one line. */
+export function logSoftmaxLine(line: Float64Array): void {
   const largest = line.reduce((a, b) => Math.max(a, b), -Infinity);
   const sum = line.reduce((total, x) => total + Math.exp(x - largest), 0);
   const shift = largest + Math.log(sum);

@@ -89,7 +89,7 @@ const uniqueOp = onnxOp('Unique', [1, 1], [1, 4], {
     const sorted = context.node.int('sorted', 1) !== 0;
     const order = [...groups.keys()];
     if (sorted) order.sort((a, b) => compareLists(groups[a]?.values, groups[b]?.values));
-    const inverse = new Array<number>(x.shape[axis] ?? 0);
+    const inverse = Array.from({ length: x.shape[axis] ?? 0 }, () => 0);
     order.forEach((group, rank) => {
       for (const member of groups[group]?.members ?? []) inverse[member] = rank;
     });
