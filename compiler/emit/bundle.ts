@@ -34,6 +34,7 @@ import { encodeCanaries } from './canaries.ts';
 import { jsonBytes } from './json.ts';
 import type { WeightLayout } from './layout.ts';
 import { layoutWeights } from './layout.ts';
+import { slimGraph } from './slim.ts';
 import type { WriteControl } from './weights.ts';
 import { writeWeights } from './weights.ts';
 
@@ -55,7 +56,7 @@ const samplingFields = [
 
 /** Everything a bundle says about itself besides its files. */
 export interface BundleContents {
-  /** The lowered model. */
+  /** The lowered model; slimmed when it is written. */
   readonly program: Model;
   /** Number format of a weight by its name, where it is not the dtype. */
   readonly formats: ReadonlyMap<string, string>;
@@ -119,6 +120,7 @@ export class BundleWriter {
   async write(control: WriteControl): Promise<void> {
     const { program, target } = this.contents;
     checkOpset(program, target);
+    slimGraph(program);
     const graph = encodeModel(program, {
       external: ({ weight }) => {
         const offset = weight === undefined ? undefined : this.layout.offsets.get(weight);

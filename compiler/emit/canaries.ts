@@ -33,8 +33,8 @@ export interface Canary {
 }
 
 /** Sizes a canary uses where the model leaves them open. */
-const FIRST_TOKENS = 3;
-const PAST_TOKENS = 4;
+const FIRST_TOKENS = 2;
+const PAST_TOKENS = 2;
 const STEPS = 8;
 const PIXELS = 64;
 
