@@ -66,10 +66,12 @@ export function createSampler(options: SamplingOptions): Sampler {
       const most = logits[best] as number;
       // Whatever min-p or rounding would drop anyway is dropped first, which keeps the rest short.
       const reach = Math.min(NEGLIGIBLE, -Math.log(minP)) * temperature;
-      let ids = topK > 0 ? largestFew(logits, topK, most - reach) : above(logits, most - reach);
-      const weigh = (id: number): number => Math.exp(((logits[id] as number) - most) / temperature);
-      if (topP < 1) ids = likeliest(ids, weigh, topP);
-      return draw(ids, ids.map(weigh), random());
+      const ids = topK > 0 ? largestFew(logits, topK, most - reach) : above(logits, most - reach);
+      const weights = new Float64Array(ids.length);
+      for (let i = 0; i < ids.length; i++)
+        weights[i] = Math.exp(((logits[ids[i] as number] as number) - most) / temperature);
+      if (topP < 1) cutTail(weights, topP);
+      return ids[draw(weights, random())] ?? best;
     },
   };
 }
@@ -105,6 +107,12 @@ function above(logits: Float32Array, floor: number): number[] {
 
 /** The `count` ids with the largest logits, of those with at least `floor`; the lower id among equals. */
 function largestFew(logits: Float32Array, count: number, floor: number): number[] {
+  if (count > 1000) {
+    const sorted = above(logits, floor).sort(
+      (a, b) => (logits[b] as number) - (logits[a] as number) || a - b,
+    );
+    return sorted.slice(0, count);
+  }
   const ids: number[] = [];
   let least = floor;
   for (let i = 0; i < logits.length; i++) {
@@ -120,29 +128,32 @@ function largestFew(logits: Float32Array, count: number, floor: number): number[
   return ids;
 }
 
-/** The smallest set of likeliest ids that has the fraction `topP` of the probability; at least one. */
-function likeliest(ids: readonly number[], weigh: (id: number) => number, topP: number): number[] {
-  const weights = new Map(ids.map((id) => [id, weigh(id)]));
-  const weight = (id: number): number => weights.get(id) ?? 0;
-  const limit = topP * sum([...weights.values()]);
-  // Sorting everything is slow for large vocabularies; the head is nearly always enough.
-  for (const floor of [1e-2, 1e-4, 0]) {
-    const head = ids
-      .filter((id) => weight(id) >= floor)
-      .sort((a, b) => weight(b) - weight(a) || a - b);
-    let reached = 0;
-    const last = head.findIndex((id) => (reached += weight(id)) >= limit);
-    if (last >= 0) return head.slice(0, last + 1);
+/** Sets all weights to 0 but the smallest likely set with the fraction `topP` of the whole; at least one. */
+function cutTail(weights: Float64Array, topP: number): void {
+  const sorted = weights.toSorted();
+  const limit = topP * sum(weights);
+  let least = sorted.length - 1;
+  for (let reached = sorted[least] ?? 0; reached < limit && least > 0;)
+    reached += sorted[--least] as number;
+  const cut = sorted[least] ?? 0;
+  // Of those equal to the last one that fits, the lower ids stay.
+  let equals = 0;
+  for (let i = least; i < sorted.length && sorted[i] === cut; i++) equals++;
+  for (let i = 0; i < weights.length; i++) {
+    const weight = weights[i] as number;
+    if (weight < cut || (weight === cut && equals-- <= 0)) weights[i] = 0;
   }
-  return [...ids];
 }
 
-function draw(ids: readonly number[], weights: readonly number[], random: number): number {
+function draw(weights: Float64Array, random: number): number {
   let left = random * sum(weights);
   const at = weights.findIndex((weight) => (left -= weight) < 0);
-  return ids[at < 0 ? ids.length - 1 : at] ?? 0;
+  // Rounding may leave a little: then the last that can be drawn.
+  return at >= 0 ? at : weights.findLastIndex((weight) => weight > 0);
 }
 
-function sum(values: readonly number[]): number {
-  return values.reduce((total, value) => total + value, 0);
+function sum(values: Float64Array): number {
+  let total = 0;
+  for (let i = 0; i < values.length; i++) total += values[i] as number;
+  return total;
 }
