@@ -172,12 +172,14 @@ const col2Im: OpDefinition = {
   infer(context) {
     const { dtype, shape } = context.input(0);
     const [image, block] = [context.elements(1), context.elements(2)];
-    if (shape === undefined || image === undefined) return [{ dtype }];
+    const rank = context.input(1).shape?.[0];
+    if (shape === undefined || typeof rank !== 'number') return [{ dtype }];
     const channels =
       block === undefined
         ? context.fresh()
         : block.reduce<Dim>((rest, size) => divideDims(rest, size), shape[1] ?? 1);
-    return [{ dtype, shape: [shape[0] ?? 1, channels, ...image] }];
+    const sizes = image ?? Array.from({ length: rank }, () => context.fresh());
+    return [{ dtype, shape: [shape[0] ?? 1, channels, ...sizes] }];
   },
   evaluate(context) {
     const x = context.input(0);

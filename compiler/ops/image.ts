@@ -50,7 +50,9 @@ function tapsOf(
 ): { readonly cells: number[]; readonly weights: number[] } {
   const outside = position < axis.low || position > axis.high;
   let x = mode === 'nearest' ? roundEven(position) : position;
-  if (outside && axis.padding === 'border') x = Math.min(axis.size - 1, Math.max(0, x));
+  // a cubic kernel keeps its position and clamps its taps, as PyTorch does
+  if (outside && axis.padding === 'border' && mode !== 'cubic')
+    x = Math.min(axis.size - 1, Math.max(0, x));
   if (outside && axis.padding === 'reflection') x = reflect(x, axis.low, axis.high);
   if (mode === 'nearest') return { cells: [cellOf(axis, roundEven(x))], weights: [1] };
   const left = Math.floor(x);
@@ -160,10 +162,13 @@ const affineGrid: OpDefinition = {
   outputs: [1, 1],
   infer(context) {
     const { dtype, shape } = context.input(0);
+    const count = context.input(1).shape?.[0];
+    const rank = typeof shape?.[1] === 'number' ? shape[1] + 2 : count;
     const size = context.elements(1);
-    const axes = size === undefined ? shape?.[1] : size.length - 2;
-    if (size === undefined || axes === undefined) return [{ dtype }];
-    return [{ dtype, shape: [size[0] ?? 1, ...size.slice(2), axes] }];
+    if (typeof rank !== 'number') return [{ dtype }];
+    const sizeAt = (axis: number): Dim => size?.[axis] ?? context.fresh();
+    const spatial = Array.from({ length: rank - 2 }, (_, axis) => sizeAt(axis + 2));
+    return [{ dtype, shape: [shape?.[0] ?? sizeAt(0), ...spatial, rank - 2] }];
   },
   evaluate(context) {
     const theta = context.input(0);
