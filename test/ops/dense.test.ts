@@ -202,10 +202,10 @@ testOpCases('norms agree with onnxruntime', '', [
     attributes: { epsilon: 1e-3 },
   },
   {
-    name: 'even size',
+    name: 'odd size',
     op: 'LRN',
     inputs: [x],
-    attributes: { size: 4, alpha: 0.5, bias: float(2) },
+    attributes: { size: 5, alpha: 0.5, bias: float(2) },
   },
   { name: 'p 1, inner axis', op: 'LpNormalization', inputs: [x], attributes: { p: 1, axis: 1 } },
   {
