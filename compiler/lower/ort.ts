@@ -59,6 +59,7 @@ export function lowerForOrt(model: Model, target: Target): LoweredModel {
   for (const group of folded) lowerToDequantizeLinear(group, context);
   removeUnusedConstants(model, context.rewriter);
   declareDomains(model, needed);
+  makeNamesUnique(model);
   checkNothingInternal(model);
   return {
     formats,
@@ -94,6 +95,17 @@ function declareDomains(model: Model, opset: number): void {
       model.opsets.set(node.domain, 1);
   // https://github.com/onnx/onnx/blob/main/docs/Versioning.md
   if (opset >= 21) model.irVersion = Math.max(model.irVersion, 10);
+}
+
+/** onnxruntime refuses a graph in which two nodes have one name, which the ONNX text does not forbid. */
+function makeNamesUnique(model: Model): void {
+  const taken = new Set<string>();
+  for (const node of model.graph.allNodes()) {
+    if (node.name === '') continue;
+    const { name } = node;
+    for (let suffix = 1; taken.has(node.name); suffix++) node.name = `${name}_${suffix}`;
+    taken.add(node.name);
+  }
 }
 
 function checkNothingInternal(model: Model): void {

@@ -89,12 +89,18 @@ export const upgradeRules: readonly UpgradeRule[] = [
   {
     since: 11,
     ops: ['Resize'],
+    refuse: (node, from) =>
+      from === 10 && oldNearest(node) === undefined
+        ? 'it takes nearest pixels up for some axes and down for others, or by unknown scales'
+        : undefined,
     upgrade(node, rewriter, from) {
       if (from < 10) return; // made from Upsample just now
+      const nearest = oldNearest(node) ?? 'floor';
       rewriter.setInput(node, 2, node.inputs[1]);
       rewriter.setInput(node, 1, undefined);
       for (const [name, value] of Object.entries(oldResize))
         rewriter.setAttribute(node, name, value);
+      rewriter.setAttribute(node, 'nearest_mode', string(nearest));
     },
   },
   {
@@ -143,14 +149,12 @@ export const upgradeRules: readonly UpgradeRule[] = [
   {
     since: 14,
     ops: ['BatchNormalization'],
+    // in inference there was one output; listing more, read or not, meant training
     refuse: (node) =>
-      node.outputs.slice(1).some((output) => output !== undefined && output.useCount > 0)
-        ? 'it hands out the statistics of training'
+      node.outputs.slice(1).some((output) => output !== undefined)
+        ? 'it normalizes by the statistics of its input, as in training'
         : undefined,
-    upgrade(node, rewriter) {
-      for (let index = node.outputs.length - 1; index > 0; index--)
-        rewriter.dropOutput(node, index);
-    },
+    upgrade: () => undefined,
   },
   {
     since: 16,
@@ -199,6 +203,18 @@ const oldResize = {
   coordinate_transformation_mode: string('asymmetric'),
   nearest_mode: string('floor'),
 } as const;
+
+/**
+ * How the first Resize rounded to nearest pixels, which its text leaves open and onnxruntime does: down
+ * where an axis grows, up where it shrinks. Undefined when one word cannot say it.
+ */
+function oldNearest(node: Node): 'floor' | 'ceil' | undefined {
+  if (node.string('mode', 'nearest') !== 'nearest') return 'floor';
+  const scales = node.inputs[1]?.constant()?.data;
+  if (!(scales instanceof Float32Array)) return undefined;
+  if (scales.every((scale) => scale >= 1)) return 'floor';
+  return scales.every((scale) => scale <= 1) ? 'ceil' : undefined;
+}
 
 /** Moves a list of integers (or one) from an attribute to an input. */
 function intsToInput(name: string, index: number): (node: Node, rewriter: Rewriter) => void {

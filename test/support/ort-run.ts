@@ -10,6 +10,8 @@ export interface RunOnOrtOptions {
    * same are compared as they are, not as its fusions happen to round.
    */
   readonly optimizations?: 'disabled' | 'basic' | 'extended' | 'all';
+  /** More session options, such as a target's. */
+  readonly sessionOptions?: Readonly<Record<string, unknown>>;
 }
 
 /**
@@ -32,6 +34,7 @@ export async function runOnOrt(
     logSeverityLevel: 3,
     // a weight that has become a constant would be packed, and summed in another order
     ...(optimizations === 'disabled' ? { extra: { session: { disable_prepacking: '1' } } } : {}),
+    ...structuredClone(options.sessionOptions ?? {}),
   });
   try {
     const feeds = Object.fromEntries(
