@@ -254,8 +254,14 @@ function elementsOf(value: Value | undefined): readonly Dim[] | undefined {
   if (weight === undefined || elementCount(weight.shape) > MAX_ELEMENTS) return undefined;
   const { kind } = dtypes[weight.dtype];
   if (kind === 'string' || kind === 'complex') return undefined;
-  const numbers = Array.from(readNumbers(weight.tensor()));
+  const numbers = Array.from(readNumbers(weight.tensor()), saturated);
   return numbers.every(Number.isSafeInteger) ? numbers : undefined;
+}
+
+/** Exporters write "to the end" as 2^63 - 1: any whole number beyond 2^53 means as far as it goes. */
+function saturated(number: number): number {
+  if (!Number.isInteger(number)) return number;
+  return Math.max(Number.MIN_SAFE_INTEGER, Math.min(Number.MAX_SAFE_INTEGER, number));
 }
 
 /** Contents of a constant, or of a value whose elements are all known. */

@@ -117,10 +117,11 @@ function tieTransposed(model: Model, minBytes: number, context: PassContext): nu
       const transposed = rewriter
         .before(first)
         .op('Transpose', [table], { perm: ints([1, 0]) }, { name: `${value.name}_tied`, from: [] });
+      [value.name, transposed.name] = [transposed.name, value.name];
       rewriter.replaceUses(value, transposed);
       rewriter.removeConstant(graph, value);
       context.count('transposed');
-      context.note(`tied:${value.name}`, `transpose of ${table.name}`);
+      context.note(`tied:${transposed.name}`, `transpose of ${table.name}`);
       saved += b.byteLength;
     }
   return saved;

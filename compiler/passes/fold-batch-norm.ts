@@ -182,8 +182,11 @@ function rewrite(
     return;
   }
   rewriter.setInput(conv, 1, rewriter.constant(`${weight.name}_scaled`, kernel));
-  const name = conv.inputs[2]?.name ?? `${weight.name}_bias`;
-  rewriter.setInput(conv, 2, rewriter.constant(`${name}_shifted`, bias));
+  const oldBias = conv.inputs[2];
+  if (oldBias !== undefined || affine.shift.some((shift) => shift !== 0)) {
+    const name = oldBias?.name ?? `${weight.name}_bias`;
+    rewriter.setInput(conv, 2, rewriter.constant(`${name}_shifted`, bias));
+  }
   replaceValue(rewriter, last, conv.output(0));
   for (const node of [...chain].reverse()) if (node.graph !== undefined) rewriter.remove(node);
   conv.from = [...new Set([...conv.from, ...chain.flatMap((node) => node.from)])];

@@ -15,7 +15,7 @@ import type { Node, Value } from '../ir/graph.ts';
 import { int64s } from '../ops/numbers.ts';
 import { listOf } from './constants.ts';
 import type { Pass, PassContext } from './pass.ts';
-import { replaceByNew } from './replace.ts';
+import { removeIfUnused, replaceByNew } from './replace.ts';
 import { isView, permutationOf, reshapeTarget, throughViews } from './views.ts';
 
 /** Makes the pass. It has no options. */
@@ -40,6 +40,7 @@ function visit(node: Node, opset: number, context: PassContext): void {
     const output = node.output(0);
     rewriter.before(node);
     replaceByNew(rewriter, output, build());
+    removeIfUnused(rewriter, inner);
     context.count(rule);
   };
 

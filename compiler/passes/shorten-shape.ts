@@ -14,7 +14,7 @@ import { isStatic } from '../ir/dim.ts';
 import type { Node, Value } from '../ir/graph.ts';
 import { filled, int64s } from '../ops/numbers.ts';
 import type { PassContext } from './pass.ts';
-import { obstacle, replaceByNew } from './replace.ts';
+import { obstacle, removeIfUnused, replaceByNew } from './replace.ts';
 
 /** A run of sizes: constants, or elements of a shape. */
 type Piece =
@@ -38,7 +38,8 @@ export function shortenShape(node: Node, context: PassContext): void {
   const pieces = piecesFor(elements, cone.shapes);
   if (pieces === undefined) return;
   const used = new Set(pieces.flatMap((piece) => (piece.kind === 'shape' ? [piece.source] : [])));
-  const dead = deadNodes(output, cone.nodes).filter(
+  const unread = deadNodes(output, cone.nodes);
+  const dead = unread.filter(
     ({ outputs }) => !outputs.some((value) => value !== undefined && used.has(value)),
   );
   const gathers = pieces.filter((piece) => piece.kind === 'shape' && !isWhole(piece, isScalar));
@@ -63,6 +64,8 @@ export function shortenShape(node: Node, context: PassContext): void {
   if (direct !== undefined) rewriter.replace(output, direct);
   else
     replaceByNew(rewriter, output, parts.length === 1 ? first : rewriter.op('Concat', parts, axis));
+  // users come before what they read
+  for (const unused of unread) removeIfUnused(rewriter, unused);
   context.count('shorten');
 }
 

@@ -58,6 +58,8 @@ function knownOutputs(node: Node, context: PassContext): boolean {
     if (output === undefined || output.useCount === 0) continue;
     const { dtype, shape, elements } = output;
     if (dtype === undefined || elements === undefined || !isStatic(elements)) continue;
+    // inference writes the end of every list as 2^53 - 1; what it was is for fold-constants to say
+    if (elements.some((element) => Math.abs(element) >= Number.MAX_SAFE_INTEGER)) continue;
     const { kind } = dtypes[dtype];
     if (kind !== 'int' && kind !== 'uint' && kind !== 'bool') continue;
     if (!isStatic(shape) || shape.reduce((a, b) => a * b, 1) !== elements.length) continue;

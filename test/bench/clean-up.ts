@@ -25,7 +25,7 @@ interface Row {
 const arguments_ = process.argv.slice(2);
 const asJson = arguments_.includes('--json');
 const names = arguments_.filter((argument) => !argument.startsWith('--'));
-const { simplify } = await import('onnxsim');
+const { simplify } = await quietly(() => import('onnxsim'));
 
 const rows: Row[] = [];
 for (const { name, path } of availableModels()) {
@@ -74,13 +74,13 @@ async function median(run: () => Promise<void>): Promise<number> {
   return Math.round(samples[1] ?? 0);
 }
 
-/** onnxsim prints tables through console.log and its heap's growth through console.error. */
+/** onnxsim prints tables and its heap's growth. */
 async function quietly<T>(run: () => Promise<T>): Promise<T> {
-  const { log, error } = console;
-  console.log = console.error = (): void => {};
+  const { log, info, warn, error } = console;
+  console.log = console.info = console.warn = console.error = (): void => {};
   try {
     return await run();
   } finally {
-    Object.assign(console, { log, error });
+    Object.assign(console, { log, info, warn, error });
   }
 }
