@@ -33,8 +33,8 @@ export interface DownloadOptions {
   readonly warn?: ((message: string) => void) | undefined;
 }
 
-/** What became of a download. */
-export type DownloadResult = 'downloaded' | 'unchanged' | 'absent';
+/** What became of a download; `offline`: the server cannot be reached and the copy on disk stays. */
+export type DownloadResult = 'downloaded' | 'unchanged' | 'absent' | 'offline';
 
 /** An attempt that failed in a way that another may mend. */
 class Interrupted extends Error {}
@@ -68,7 +68,7 @@ export async function download(
         if (failures >= attempts) {
           if (state.finished() !== undefined) {
             options.warn?.(`${show(url)} cannot be reached; the copy in the cache is used.`);
-            return 'unchanged';
+            return 'offline';
           }
           throw gaveUp(url, state, error);
         }

@@ -119,7 +119,23 @@ function parseUrl(text: string): URL {
       fix: 'Download the file yourself and name the local file.',
     });
   url.hash = '';
-  return url;
+  return hubAddress(url);
+}
+
+/**
+ * The address of files for a page of the Hugging Face hub; any other address as it is.
+ *
+ *   huggingface.co/who/what[/tree/main/…]     ->  huggingface.co/who/what/resolve/main/[…]
+ *   huggingface.co/who/what/blob/main/a.onnx  ->  huggingface.co/who/what/resolve/main/a.onnx
+ */
+export function hubAddress(url: URL): URL {
+  if (url.hostname !== 'huggingface.co' && url.hostname !== 'hf.co') return url;
+  const [owner, name, view, revision = 'main', ...rest] = url.pathname.split('/').filter(Boolean);
+  if (owner === undefined || name === undefined) return url;
+  if (view !== undefined && view !== 'tree' && view !== 'blob') return url;
+  const address = new URL(url);
+  address.pathname = [owner, name, 'resolve', revision, ...rest].join('/');
+  return address;
 }
 
 /** Brings a model and what lies beside it into the cache. */
@@ -152,7 +168,12 @@ function asFolder(url: URL): URL {
 }
 
 function lastPart(folder: URL): string {
-  const parts = folder.pathname.split('/').filter((part) => part !== '');
+  // on the hub, a folder is …/name/resolve/revision/
+  const { pathname } = folder;
+  const parts = pathname
+    .replace(/\/resolve\/[^/]+\/$/, '')
+    .split('/')
+    .filter(Boolean);
   return decodeURIComponent(parts.at(-1) ?? folder.hostname);
 }
 
@@ -161,11 +182,12 @@ function fileName(url: URL): string {
   return stem === 'model' ? lastPart(hubRoot(url)) : stem;
 }
 
-/** One folder of a server, mirrored. */
+/** One folder of a server, mirrored. Once the server was out of reach, it is not asked again. */
 class CacheFolder {
   private readonly base: URL;
   private readonly root: string;
   private readonly options: ResolveOptions;
+  private isOffline = false;
 
   constructor(base: URL, options: ResolveOptions) {
     this.base = base;
@@ -188,13 +210,15 @@ class CacheFolder {
     const file = this.pathOf(url);
     const result = await this.get(url, file, true);
     if (result !== 'absent') return file;
-    fs.rmSync(file, { force: true });
+    if (!this.isOffline) fs.rmSync(file, { force: true });
     return undefined;
   }
 
-  /** The first of several files that is there. */
+  /** The first of several files that is there; what the cache has is asked for before the others. */
   async firstOf(names: readonly string[]): Promise<string> {
-    for (const name of names) {
+    const isKept = (name: string): boolean => fs.existsSync(path.join(this.root, name));
+    const ordered = [...names.filter(isKept), ...names.filter((name) => !isKept(name))];
+    for (const name of ordered) {
       const file = await this.optional(name);
       if (file !== undefined) return file;
     }
@@ -229,6 +253,8 @@ class CacheFolder {
   }
 
   private async get(url: URL, file: string, optional: boolean): Promise<DownloadResult> {
+    if (this.isOffline && fs.existsSync(file)) return 'offline';
+    if (this.isOffline && optional) return 'absent';
     try {
       fs.mkdirSync(path.dirname(file), { recursive: true });
     } catch (cause) {
@@ -238,7 +264,9 @@ class CacheFolder {
         cause,
       });
     }
-    return await download(url, file, { ...this.options, optional });
+    const result = await download(url, file, { ...this.options, optional });
+    if (result === 'offline') this.isOffline = true;
+    return result;
   }
 }
 

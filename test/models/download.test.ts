@@ -117,7 +117,7 @@ describe('download', () => {
     await lonely.close();
     const warnings: string[] = [];
     const options = { ...fast, warn: (message: string) => void warnings.push(message) };
-    assert.equal(await download(url, file, options), 'unchanged');
+    assert.equal(await download(url, file, options), 'offline');
     assert.match(warnings.join(), /cannot be reached/);
     await assert.rejects(
       download(url, join(folder, 'other.onnx'), fast),

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { MemoryFiles } from '../../compiler/files.ts';
 import { writeModel } from '../../compiler/onnx/write.ts';
-import { defaultCacheFolder, resolveModel } from '../../compiler/node-source.ts';
+import { defaultCacheFolder, hubAddress, resolveModel } from '../../compiler/node-source.ts';
 import { openSource } from '../../compiler/source.ts';
 import { generatedModel } from '../../models/index.ts';
 import type { ErrorCode } from '../../runtime/errors.ts';
@@ -183,11 +183,43 @@ describe('resolveModel', () => {
     rmSync(cache, { recursive: true });
   });
 
+  it('works without the server once everything is in the cache, and says so', async () => {
+    const lonely = await serveFiles(
+      Object.fromEntries(
+        Object.entries({
+          ...modelFiles('/model.onnx', 'data.bin'),
+          '/config.json': json({ model_type: 'llama' }),
+        }).map(([path, bytes]) => [`/${path.replace(/^\//, '')}`, { bytes, etag: '"1"' }]),
+      ),
+    );
+    const online = await resolveModel(lonely.origin, { cacheFolder, ...options });
+    await lonely.close();
+    const warnings: string[] = [];
+    const offline = await resolveModel(lonely.origin, {
+      cacheFolder,
+      ...options,
+      warn: (message) => void warnings.push(message),
+    });
+    assert.equal(offline.sha256(), online.sha256());
+    assert.deepEqual(offline.config.config, { model_type: 'llama' });
+    assert.equal(warnings.length, 1);
+    assert.match(warnings[0] ?? '', /cannot be reached/);
+  });
+
   it('downloads a folder with model.onnx at the top', async () => {
     const source = await resolveModel(`${server.origin}/plain/`, { cacheFolder, ...options });
     assert.equal(source.name, 'plain');
     assert.equal(source.text, undefined);
     assert.equal(source.read().graph.outputs[0]?.name, 'logits');
+  });
+
+  it('names a model after its repository, not after a revision', async () => {
+    for (const [path, bytes] of Object.entries(modelFiles('who/what/resolve/main/model.onnx')))
+      server.files.set(`/${path}`, { bytes });
+    for (const end of ['', '/model.onnx']) {
+      const reference = `${server.origin}/who/what/resolve/main${end}`;
+      assert.equal((await resolveModel(reference, { cacheFolder, ...options })).name, 'what');
+    }
   });
 
   it('forgets a settings file that the server no longer has', async () => {
@@ -296,6 +328,23 @@ describe('real models of the development dependencies', () => {
       const source = await resolveModel(path, { cacheFolder: '/nowhere' });
       assert.equal(source.bytes(), readFileSync(path).length);
       assert.ok([...source.read().graph.allNodes()].length > 10);
+    });
+});
+
+describe('hubAddress', () => {
+  for (const [page, files] of [
+    ['https://huggingface.co/who/what', 'https://huggingface.co/who/what/resolve/main'],
+    ['https://huggingface.co/who/what/', 'https://huggingface.co/who/what/resolve/main'],
+    ['https://hf.co/a/b/tree/v2/sub', 'https://hf.co/a/b/resolve/v2/sub'],
+    [
+      'https://huggingface.co/a/b/blob/main/x.onnx',
+      'https://huggingface.co/a/b/resolve/main/x.onnx',
+    ],
+    ['https://huggingface.co/a/b/resolve/main/', 'https://huggingface.co/a/b/resolve/main/'],
+    ['https://example.org/a/b', 'https://example.org/a/b'],
+  ] as const)
+    it(`reads ${page} from ${files}`, () => {
+      assert.equal(hubAddress(new URL(page)).href, files);
     });
 });
 
