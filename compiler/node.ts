@@ -58,38 +58,7 @@ export class NodeFiles implements FileSystem {
   create(file: string): FileWriter {
     // the process id keeps two compilations into one directory apart
     const temporary = `${file}.${process.pid}-${++this.temporaryCount}.tmp`;
-    let descriptor: number | undefined = attempt('write', file, () => fs.openSync(temporary, 'wx'));
-    const abort = (): void => {
-      if (descriptor === undefined) return;
-      fs.closeSync(descriptor);
-      descriptor = undefined;
-      fs.rmSync(temporary, { force: true });
-    };
-    const orAbort = (step: () => void): void => {
-      try {
-        attempt('write', file, step);
-      } catch (error) {
-        abort();
-        throw error;
-      }
-    };
-    return {
-      abort,
-      write: (bytes) =>
-        orAbort(() => {
-          if (descriptor === undefined) throw new Error('the writer was closed');
-          for (let done = 0; done < bytes.length;)
-            done += fs.writeSync(descriptor, bytes, done, bytes.length - done);
-        }),
-      close: () =>
-        orAbort(() => {
-          if (descriptor === undefined) throw new Error('the writer was closed');
-          fs.renameSync(temporary, file);
-          fs.closeSync(descriptor);
-          descriptor = undefined;
-          this.forget(file);
-        }),
-    };
+    return new DiskWriter(file, temporary, () => this.forget(file));
   }
 
   rename(from: string, to: string): void {
@@ -127,6 +96,62 @@ export class NodeFiles implements FileSystem {
     }
     this.open.set(key, descriptor);
     return descriptor;
+  }
+}
+
+/** Writes to a temporary name; see {@link FileWriter}. */
+class DiskWriter implements FileWriter {
+  private readonly file: string;
+  private readonly temporary: string;
+  private readonly replaced: () => void;
+  private descriptor: number | undefined;
+  private finished = false;
+
+  constructor(file: string, temporary: string, replaced: () => void) {
+    this.file = file;
+    this.temporary = temporary;
+    this.replaced = replaced;
+    this.descriptor = attempt('write', file, () => fs.openSync(temporary, 'wx'));
+  }
+
+  write(bytes: Uint8Array): void {
+    this.orAbort((descriptor) => {
+      for (let done = 0; done < bytes.length;)
+        done += fs.writeSync(descriptor, bytes, done, bytes.length - done);
+    });
+  }
+
+  close(): void {
+    this.orAbort((descriptor) => {
+      this.descriptor = undefined;
+      fs.closeSync(descriptor);
+      fs.renameSync(this.temporary, this.file);
+      this.finished = true;
+      this.replaced();
+    });
+  }
+
+  abort(): void {
+    if (this.finished) return;
+    this.finished = true;
+    try {
+      if (this.descriptor !== undefined) fs.closeSync(this.descriptor);
+    } finally {
+      this.descriptor = undefined;
+      fs.rmSync(this.temporary, { force: true });
+    }
+  }
+
+  private orAbort(step: (descriptor: number) => void): void {
+    try {
+      attempt('write', this.file, () => {
+        if (this.descriptor === undefined) throw new Error('the writer was closed');
+        step(this.descriptor);
+      });
+    } catch (error) {
+      this.abort();
+      throw error;
+    }
   }
 }
 

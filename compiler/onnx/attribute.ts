@@ -10,7 +10,7 @@ import type { AttributeProto, GraphProto } from './schema.ts';
 import type { TensorStorage } from './tensor.ts';
 import { readTensor } from './tensor.ts';
 import { textOf } from './text.ts';
-import { encodeMessage, has, toBigInt, unknownsOf } from './wire.ts';
+import { carry, encodeMessage, has, toBigInt, unknownFields, unknownsOf } from './wire.ts';
 
 /** AttributeProto.AttributeType by name. */
 export const attributeTypes: typeof onnxProto.onnx.AttributeProto.AttributeType =
@@ -19,16 +19,22 @@ export const attributeTypes: typeof onnxProto.onnx.AttributeProto.AttributeType 
 /**
  * Reads one attribute.
  *
+ * @param name - its name on the node
+ * @param source - what it holds
  * @param storage - where tensors are
  * @param node - name of the node, for messages
  * @param graphOf - reads a subgraph
  */
 export function readAttribute(
-  proto: AttributeProto,
+  name: string,
+  source: AttributeProto,
   storage: TensorStorage,
   node: string,
   graphOf: (graph: GraphProto) => Graph,
 ): Attribute {
+  // inside a function the caller's attribute may have another name
+  const proto =
+    source.name === name ? source : { ...source, name, ...carry(unknownFields(source)) };
   const content = contentOf(proto, storage, node, graphOf);
   const carried = content.kind === 'opaque' ? undefined : unknownsOf(proto);
   return carried === undefined ? content : { ...content, carried };
@@ -74,7 +80,10 @@ function contentOf(
     case attributeTypes.GRAPHS:
       return { kind: 'graphs', value: (proto.graphs ?? []).map(graphOf) };
     default:
-      return { kind: 'opaque', value: encodeMessage('AttributeProto', proto) };
+      return {
+        kind: 'opaque',
+        value: encodeMessage('AttributeProto', { ...proto, ...carry(unknownFields(proto)) }),
+      };
   }
 }
 

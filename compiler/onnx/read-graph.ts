@@ -155,7 +155,7 @@ export class GraphReader {
       const bound = resolveAttribute(attribute, scope);
       // an attribute of the function that the call leaves out is left out here too
       if (bound === undefined) continue;
-      const read = readAttribute(bound.proto, this.storage, name, (subgraph) => {
+      const read = readAttribute(attributeName, bound.proto, this.storage, name, (subgraph) => {
         const inner = new Graph(subgraph.name ?? '');
         this.read(subgraph, inner, bound.scope);
         return inner;

@@ -52,6 +52,12 @@ export function unknownsOf(message: Unknowns): Uint8Array | undefined {
   return fields.length === 0 ? undefined : concatBytes(fields);
 }
 
+/** Fields that the schema does not list, for {@link encodeMessage}. */
+export function carry(fields: Uint8Array | readonly Uint8Array[] | undefined): Unknowns {
+  if (fields === undefined) return {};
+  return { $unknowns: fields instanceof Uint8Array ? [fields] : [...fields] };
+}
+
 /** Whether a field is present on the wire, and not protobufjs's default. */
 export function has<M extends object>(message: M, field: keyof M): boolean {
   return Object.hasOwn(message, field);

@@ -17,11 +17,10 @@ import type {
   SparseTensorProto,
   TensorProto,
   TypeProto,
-  Unknowns,
   ValueInfoProto,
 } from './schema.ts';
 import { bytesOfText } from './text.ts';
-import { decodeMessage, fromBigInt, fromNumber, unknownFields } from './wire.ts';
+import { carry, decodeMessage, fromBigInt, fromNumber, unknownFields } from './wire.ts';
 
 /** Where the bytes of a constant are in a file beside the model. */
 export interface ExternalPlace {
@@ -265,12 +264,6 @@ function isAnnotated(value: Value): boolean {
 /** ONNX key-value entries. */
 export function entries(map: ReadonlyMap<string, string>): EntryProto[] {
   return [...map].map(([key, value]) => ({ key, value }));
-}
-
-/** Carried bytes as protobufjs takes them. */
-export function carry(fields: Uint8Array | readonly Uint8Array[] | undefined): Unknowns {
-  if (fields === undefined) return {};
-  return { $unknowns: fields instanceof Uint8Array ? [fields] : [...fields] };
 }
 
 function namesOf(model: Model): Set<string> {

@@ -13,8 +13,8 @@ import type { Model, Value } from '../ir/graph.ts';
 import type { Weight } from '../ir/weight.ts';
 import { MAX_PROTOBUF_BYTES } from './read.ts';
 import type { ExternalPlace, ExternalPlaces } from './write-graph.ts';
-import { carry, entries, GraphWriter, sparseOf } from './write-graph.ts';
-import { encodeMessage, fromBigInt, fromNumber } from './wire.ts';
+import { entries, GraphWriter, sparseOf } from './write-graph.ts';
+import { carry, encodeMessage, fromBigInt, fromNumber } from './wire.ts';
 
 /** Bytes of a weight read and written at a time. */
 const BLOCK_BYTES = 8 * 1024 * 1024;
