@@ -1,12 +1,12 @@
 /** Generation: bookkeeping of a decoder, stops, limits, abort, continuation, chat, the real tokenizer. */
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 import type { Manifest, OpenOptions, Session } from '../../runtime/node.ts';
 import { openBundle } from '../../runtime/node.ts';
 import { fakeEngine, fettleError } from '../support/fake-engine.ts';
-import { needsShared, sharedPath } from '../support/shared.ts';
+import { nibBundle } from '../support/nib-bundle.ts';
+import { needsShared } from '../support/shared.ts';
 import type { BundleParts, Files } from '../support/tiny-bundle.ts';
 import {
   decoderBundle,
@@ -389,56 +389,7 @@ test(
   'the trained model writes the same text from the cache as from the whole prompt',
   needsShared('models/nib'),
   () => {
-    const layers = Array.from({ length: 12 }, (_, i) => i).flatMap((i) => [
-      `${i}.key`,
-      `${i}.value`,
-    ]);
-    const kv = ['batch', 2, 'past', 32];
-    const read = (path: string): Uint8Array => readFileSync(sharedPath('models/nib', path));
-    const row = (name: string, length: string): Manifest['inputs'][number] => ({
-      name,
-      dtype: 'i64',
-      shape: ['batch', length],
-    });
-    const files = makeBundle({
-      graph: read('onnx/model.onnx'),
-      inputs: [
-        row('input_ids', 'sequence'),
-        row('attention_mask', 'past + sequence'),
-        row('position_ids', 'sequence'),
-        ...layers.map((name) => ({
-          name: `past_key_values.${name}`,
-          dtype: 'f32' as const,
-          shape: kv,
-        })),
-      ],
-      outputs: [
-        { name: 'logits', dtype: 'f32', shape: ['batch', 'sequence', 4096] },
-        ...layers.map((name) => ({ name: `present.${name}`, dtype: 'f32' as const, shape: kv })),
-      ],
-      files: {
-        'tokenizer.json': read('tokenizer.json'),
-        'tokenizer_config.json': read('tokenizer_config.json'),
-      },
-      text: { tokenizer: 'tokenizer.json', tokenizerConfig: 'tokenizer_config.json' },
-      decoder: {
-        ids: 'input_ids',
-        mask: 'attention_mask',
-        positions: 'position_ids',
-        logits: 'logits',
-        vocabulary: 4096,
-        contextLength: 1024,
-        state: layers.map((name) => ({
-          input: `past_key_values.${name}`,
-          output: `present.${name}`,
-          dtype: 'f32' as const,
-          shape: kv,
-          axis: 2,
-        })),
-        endIds: [0],
-      },
-    });
-    return using(files, async (session) => {
+    return using(nibBundle(), async (session) => {
       const prompt = 'The old man walked down to the';
       const { text, tokens, finish } = await session.generate(prompt, { maxTokens: 12 }).result();
       assert.equal(finish, 'length');
