@@ -15,10 +15,13 @@
 import { FettleError, throwIfAborted } from '../../runtime/errors.ts';
 import { elementCount } from '../../runtime/tensor.ts';
 import type { Model, Value } from '../ir/graph.ts';
+import type { Weight } from '../ir/weight.ts';
 import type { FloatFormat, IntegerFormat } from '../quant/formats.ts';
 import { groupSizes, integerFormat, parseFormat } from '../quant/formats.ts';
+import type { RowSource } from '../quant/matrix.ts';
 import { quantizeMatrix } from '../quant/matrix.ts';
 import { matrixRows, readableDtypes } from '../quant/rows.ts';
+import { isSinusoidal } from '../quant/sinusoids.ts';
 import { bytesOfMatrix, insertDequantize } from './insert-dequantize.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { isSkipped } from './skip-list.ts';
@@ -149,10 +152,15 @@ function sitesOf(
     sites.push(site);
   }
   if (leavesGraph(constant)) return leave('it is an output of the model');
+  if (first.kind === 'table' && isSinusoidal(rowsOf(first, constant.weight)))
+    return leave('it is a table of sines or cosines, which positions are read from');
   const names = [constant.name, ...sites.flatMap(({ node }) => [node.name, ...node.from])];
   if (isSkipped(names, settings.skip)) return leave('the skip list names it');
-  const [site, ...others] = sites;
-  return site === undefined ? undefined : [site, ...others];
+  // the earliest reader leads: what all of them share is put in front of it
+  return [
+    first,
+    ...sites.filter(({ node, index }) => node !== first.node || index !== first.index),
+  ];
 }
 
 /**
@@ -199,17 +207,10 @@ function quantize(
   context: PassContext,
   onElements: (done: number) => void,
 ): QuantizedTensorNote | undefined {
-  const [{ constant, rows, columns, storedTransposed }] = sites;
+  const [{ constant, rows, columns }] = sites;
   const { weight } = constant;
   if (weight === undefined) return undefined;
-  const source = matrixRows({
-    dtype: weight.dtype,
-    rows,
-    columns,
-    transposed: storedTransposed,
-    bytes: (start, length) => weight.bytes(start, length),
-  });
-  const result = quantizeMatrix(source, format, clip, (done) => {
+  const result = quantizeMatrix(rowsOf(sites[0], weight), format, clip, (done) => {
     throwIfAborted(context.signal);
     onElements(done * columns);
   });
@@ -227,6 +228,12 @@ function quantize(
     relativeError: Number(result.relativeError.toPrecision(4)),
     bytes: bytesOfMatrix(result.matrix),
   };
+}
+
+function rowsOf(site: WeightSite, weight: Weight): RowSource {
+  const { rows, columns, storedTransposed: transposed } = site;
+  const bytes = (start: number, length: number): Uint8Array => weight.bytes(start, length);
+  return matrixRows({ dtype: weight.dtype, rows, columns, transposed, bytes });
 }
 
 function tableFormat(
