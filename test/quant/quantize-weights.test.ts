@@ -260,6 +260,29 @@ test('what has no code, is small, skipped, shared with another op or an output i
   }
 });
 
+test('tables of sines and cosines are left alone, learned tables with a zero row are not', async () => {
+  const [positions, width] = [64, 16];
+  const angle = (i: number): number => Math.floor(i / width) * 100 ** (-(i % width) / width);
+  const learned = normalValues(positions * width, 13);
+  learned.fill(0, 0, width); // the row of the padding token
+  const tables: readonly [string, Float32Array, boolean][] = [
+    ['cos', Float32Array.from(learned, (_, i) => Math.cos(angle(i))), true],
+    ['scaled cos', Float32Array.from(learned, (_, i) => 1.2 * Math.cos(angle(i))), true],
+    ['sin', Float32Array.from(learned, (_, i) => Math.sin(angle(i))), true],
+    ['both', Float32Array.from(learned, (_, i) => (i % 2 ? Math.cos : Math.sin)(angle(i))), true],
+    ['learned', learned, false],
+    ['small', learned.map((value) => value / 100), false],
+  ];
+  for (const [name, values, kept] of tables) {
+    const b = new ModelBuilder();
+    const table = b.floats('table', [positions, width], values);
+    b.output('y', b.op('Gather', [table, b.input('positions', [3], 'i64')]));
+    const report = await quantized(b.model, { format: 'w8', ...small });
+    assert.equal(report.changed, !kept, name);
+    if (kept) assert.match(report.refusals[0]?.why ?? '', /sines or cosines/);
+  }
+});
+
 test('NaN and infinities are reported and kept', async () => {
   for (const bad of [NaN, Infinity]) {
     const b = linear();
