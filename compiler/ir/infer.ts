@@ -6,17 +6,16 @@
  */
 import { FettleError } from '../../runtime/errors.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
-import { dtypes, elementCount } from '../../runtime/tensor.ts';
+import { elementCount } from '../../runtime/tensor.ts';
 import type { InferContext } from '../ops/definition.ts';
+import { takenBranch } from '../ops/control.ts';
 import { definitionOf } from '../ops/index.ts';
-import { readNumbers, writeNumbers } from '../ops/numbers.ts';
+import { writeNumbers } from '../ops/numbers.ts';
+import { MAX_ELEMENTS, wholeNumbers } from '../ops/support.ts';
 import type { Dim, Shape } from './dim.ts';
 import { isAnonymous, isStatic } from './dim.ts';
 import type { Graph, Model, Node, Value, ValueType } from './graph.ts';
 import type { InferNode } from './rewriter.ts';
-
-/** Tensors with more elements than this are not followed as dimensions. */
-const MAX_ELEMENTS = 256;
 
 /** Options of {@link inferModel}. */
 export interface InferOptions {
@@ -80,6 +79,17 @@ export function typeProblem(node: Node, model: Model): string | undefined {
   return undefined;
 }
 
+/**
+ * Subgraphs that certainly can run: not the branches of an If whose condition is not known. An error
+ * in one of those is an error when it is taken.
+ */
+export function liveSubgraphs(node: Node): readonly Graph[] {
+  if (node.op !== 'If') return node.subgraphs;
+  const taken = takenBranch(elementsOf(node.inputs[0])?.[0]);
+  const graph = taken && node.subgraph(taken);
+  return graph === undefined ? [] : [graph];
+}
+
 function typeText({ dtype, shape }: ValueType): string {
   return `${dtype ?? '?'}${shape === undefined ? '' : textOf(shape)}`;
 }
@@ -135,6 +145,7 @@ class Inference {
       elements: (index) => elementsOf(node.inputs[index]),
       fresh: () => model.freshDim(),
       graph: (graph, inputs) => this.subgraph(graph, inputs),
+      warn: (message) => this.warn(message),
     };
   }
 
@@ -196,8 +207,12 @@ class Inference {
         at: { node: node.name, op: node.op, value: value.name },
         fix: 'Remove the declared type of this value from the model, or export it again.',
       });
-    if (!this.model.warnings.includes(message)) this.model.warnings.push(message);
+    this.warn(message);
     return result;
+  }
+
+  private warn(message: string): void {
+    if (!this.model.warnings.includes(message)) this.model.warnings.push(message);
   }
 
   /** Drops contents that are too large to be a shape. */
@@ -211,7 +226,7 @@ class Inference {
   private warnUnknown(node: Node): void {
     const op = node.domain === '' ? node.op : `${node.domain}.${node.op}`;
     const message = `Op "${op}" is not known to Fettle: it is left as it is, and its outputs have the types the file declares.`;
-    if (!this.model.warnings.includes(message)) this.model.warnings.push(message);
+    this.warn(message);
   }
 }
 
@@ -251,17 +266,9 @@ function elementsOf(value: Value | undefined): readonly Dim[] | undefined {
   if (value === undefined) return undefined;
   if (value.elements !== undefined) return value.elements;
   const { weight } = value;
+  // asked before reading: a large weight stays where it is
   if (weight === undefined || elementCount(weight.shape) > MAX_ELEMENTS) return undefined;
-  const { kind } = dtypes[weight.dtype];
-  if (kind === 'string' || kind === 'complex') return undefined;
-  const numbers = Array.from(readNumbers(weight.tensor()), saturated);
-  return numbers.every(Number.isSafeInteger) ? numbers : undefined;
-}
-
-/** Exporters write "to the end" as 2^63 - 1: any whole number beyond 2^53 means as far as it goes. */
-function saturated(number: number): number {
-  if (!Number.isInteger(number)) return number;
-  return Math.max(Number.MIN_SAFE_INTEGER, Math.min(Number.MAX_SAFE_INTEGER, number));
+  return wholeNumbers(weight.tensor());
 }
 
 /** Contents of a constant, or of a value whose elements are all known. */

@@ -27,24 +27,24 @@ import { Weight } from './weight.ts';
 export function parseModel(text: string): Model {
   const parser = new ModelParser(text);
   const model = parser.model();
-  inferMissing(model.graph, model);
+  inferMissing(model.graph, model, parser.untyped);
   return model;
 }
 
 /** Fills in types that the text leaves out, and contents of shape tensors, which it never has. */
-function inferMissing(graph: Graph, model: Model): void {
+function inferMissing(graph: Graph, model: Model, untyped: ReadonlySet<Value>): void {
   for (const node of graph.nodes()) {
     // a typed node with subgraphs is left as it is written, and so is what it contains
-    const complete = node.outputs.every((output) => output?.dtype ?? output?.shape);
+    const complete = node.outputs.every((output) => output === undefined || !untyped.has(output));
     if (node.subgraphs.length > 0 && complete) {
-      for (const inner of node.subgraphs) inferMissing(inner, model);
+      for (const inner of node.subgraphs) inferMissing(inner, model, untyped);
       continue;
     }
     const types = inferNode(node, model);
     for (const [index, output] of node.outputs.entries()) {
       const type = types[index];
       if (output === undefined || type === undefined) continue;
-      if (output.dtype === undefined && output.shape === undefined) {
+      if (untyped.has(output)) {
         output.dtype = type.dtype;
         output.shape = type.shape;
       }
@@ -54,6 +54,8 @@ function inferMissing(graph: Graph, model: Model): void {
 }
 
 class ModelParser {
+  /** Values whose type the text leaves out, unlike those whose type it says is unknown. */
+  readonly untyped: Set<Value> = new Set();
   private readonly text: TextReader;
   private readonly values = new Map<string, Value>();
   private readonly opsets = new Map<string, number>();
@@ -85,13 +87,13 @@ class ModelParser {
     }
     for (const [name, type] of outputs) {
       const value = this.lookUp(name);
-      if (value.dtype === undefined && value.shape === undefined) setType(value, type);
+      if (type !== undefined && this.untyped.delete(value)) setType(value, type);
       graph.setOutput(value);
     }
     return graph;
   }
 
-  private signature(): readonly (readonly [name: string, type: ParsedType])[] {
+  private signature(): readonly (readonly [name: string, type: ParsedType | undefined])[] {
     return this.list('(', ')', () => [this.text.name(), this.type()] as const);
   }
 
@@ -111,7 +113,7 @@ class ModelParser {
   }
 
   private node(graph: Graph): void {
-    const outputs: ([name: string, type: ParsedType] | undefined)[] = [];
+    const outputs: ([name: string, type: ParsedType | undefined] | undefined)[] = [];
     if (this.text.peeks('%') || this.text.peeks('_')) {
       do {
         if (this.text.takes('%')) outputs.push([this.text.name(), this.type()]);
@@ -190,8 +192,8 @@ class ModelParser {
     );
   }
 
-  private type(): ParsedType {
-    if (!this.text.takes(':')) return {};
+  private type(): ParsedType | undefined {
+    if (!this.text.takes(':')) return undefined;
     if (this.text.takes('opaque')) return { opaqueType: this.base64() };
     const dtype = this.text.takes('?') ? undefined : this.dtype();
     return { dtype, shape: this.text.peeks('[') ? this.dims() : undefined };
@@ -272,10 +274,11 @@ class ModelParser {
     return items;
   }
 
-  private define(name: string, type: ParsedType): Value {
+  private define(name: string, type: ParsedType | undefined): Value {
     if (this.values.has(name)) this.text.fail(`"${name}" is defined twice`);
     const value = new Value(name);
-    setType(value, type);
+    if (type === undefined) this.untyped.add(value);
+    else setType(value, type);
     this.values.set(name, value);
     return value;
   }
@@ -294,7 +297,7 @@ interface SingleValues {
   readonly graph: Graph;
 }
 
-/** A type as written; nothing when it is left out. */
+/** A type as written. */
 interface ParsedType extends ValueType {
   readonly opaqueType?: Uint8Array;
 }

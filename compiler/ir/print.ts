@@ -140,7 +140,6 @@ function reference(value: Value): string {
 function typeText(value: Value): string {
   if (value.opaqueType !== undefined) return `: opaque("${encodeBase64(value.opaqueType)}")`;
   const { dtype, shape } = value;
-  if (dtype === undefined && shape === undefined) return '';
   return `: ${dtype ?? '?'}${shape === undefined ? '' : `[${shape.join(', ')}]`}`;
 }
 

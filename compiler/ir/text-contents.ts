@@ -4,7 +4,7 @@
  * only tells two constants apart.
  */
 import type { DType, Tensor } from '../../runtime/tensor.ts';
-import { bytesOf, dtypes, elementCount } from '../../runtime/tensor.ts';
+import { bytesOf, dtypes, elementCount, viewBytes } from '../../runtime/tensor.ts';
 import {
   isFloat,
   isWide,
@@ -161,10 +161,7 @@ function formulaOf(weight: Weight): string | undefined {
 
 function readHead(weight: Weight, count: number): readonly number[] {
   const { dtype } = weight;
-  const bytes = weight.bytes(0, (count * dtypes[dtype].bits) / 8).slice();
-  const { array } = dtypes[dtype];
-  if (array === undefined) return [];
-  const data = new array(bytes.buffer, 0, count);
+  const data = viewBytes(dtype, weight.bytes(0, (count * dtypes[dtype].bits) / 8));
   return Array.from(readNumbers({ dtype, shape: [count], data }));
 }
 
@@ -179,11 +176,14 @@ function digestOf(weight: Weight): string {
           weight.bytes(byteLength - DIGESTED_BYTES, DIGESTED_BYTES),
         ];
   let [low, high] = [0x811c9dc5 ^ byteLength, 0x1b873593];
-  for (const part of parts)
-    for (const byte of part) {
-      low = Math.imul(low ^ byte, 0x01000193);
-      high = Math.imul(high ^ byte, 0x85ebca6b) ^ (high >>> 13);
-    }
+  const mix = (word: number): void => {
+    low = Math.imul(low ^ word, 0x01000193);
+    high = Math.imul(high ^ word, 0x85ebca6b) ^ (high >>> 13);
+  };
+  for (const part of parts) {
+    for (const word of viewBytes('i32', part.subarray(0, part.length & ~3))) mix(Number(word));
+    for (const byte of part.subarray(part.length & ~3)) mix(byte);
+  }
   return [low, high].map((lane) => (lane >>> 0).toString(16).padStart(8, '0')).join('');
 }
 

@@ -8,7 +8,7 @@
 import { FettleError } from '../../runtime/errors.ts';
 import { definitionOf } from '../ops/index.ts';
 import type { Graph, Model, Node, Value } from './graph.ts';
-import { typeProblem } from './infer.ts';
+import { liveSubgraphs, typeProblem } from './infer.ts';
 
 /** How many failures a message spells out. */
 const REPORTED = 3;
@@ -60,8 +60,13 @@ class Verifier {
     this.model = model;
   }
 
-  /** Checks a graph; `visible` are the values of the graphs around it. */
-  graph(graph: Graph, visible: ReadonlySet<Value>): void {
+  /**
+   * Checks a graph.
+   *
+   * @param visible - values of the graphs around it
+   * @param live - whether it can run; types in a branch that cannot are not looked at
+   */
+  graph(graph: Graph, visible: ReadonlySet<Value>, live = true): void {
     const scope = new Set(visible);
     for (const value of graph.inputs) {
       if (value.producer !== undefined || value.weight !== undefined)
@@ -77,7 +82,7 @@ class Verifier {
     for (const node of graph.nodes()) {
       if (node.graph !== graph || node.previous !== previous)
         this.fail(`${node.describe()} is not linked to its neighbours.`, node);
-      this.node(node, scope);
+      this.node(node, scope, live);
       previous = node;
       count++;
     }
@@ -90,7 +95,7 @@ class Verifier {
     }
   }
 
-  private node(node: Node, scope: Set<Value>): void {
+  private node(node: Node, scope: Set<Value>, live: boolean): void {
     for (const [index, value] of node.inputs.entries()) {
       if (value === undefined) continue;
       const users = this.seen.get(value) ?? new Map<Node, number>();
@@ -102,13 +107,14 @@ class Verifier {
           value,
         );
     }
+    const alive = liveSubgraphs(node);
     for (const graph of node.subgraphs) {
       if (graph.owner !== node)
         this.fail(`${node.describe()}: subgraph "${graph.name}" belongs to another node.`, node);
-      this.graph(graph, scope);
+      this.graph(graph, scope, live && alive.includes(graph));
     }
     this.arity(node);
-    const problem = typeProblem(node, this.model);
+    const problem = live ? typeProblem(node, this.model) : undefined;
     if (problem !== undefined) this.fail(problem, node);
     for (const value of node.outputs) {
       if (value === undefined) continue;

@@ -20,12 +20,14 @@ import {
 } from './numbers.ts';
 import type { OpPlace } from './support.ts';
 import {
+  MAX_ELEMENTS,
   describedRank,
   dtypeAttribute,
   expectRank,
   freshShape,
   onnxOp,
   opError,
+  wholeNumbers,
 } from './support.ts';
 
 /** The tensor of a Constant node, from whichever attribute holds it. */
@@ -46,13 +48,6 @@ export function constantTensor(context: OpPlace): Tensor {
       return { dtype: 'string', shape: [attribute.value.length], data: attribute.value };
   }
   throw opError(context, 'has no value that is a dense tensor');
-}
-
-/** Whole-number contents of a tensor, as dimensions. */
-function wholeNumbers(tensor: Tensor): readonly Dim[] | undefined {
-  if (tensor.dtype === 'string' || elementCount(tensor.shape) > 256) return undefined;
-  const numbers = Array.from(readNumbers(tensor));
-  return numbers.every(Number.isSafeInteger) ? numbers : undefined;
 }
 
 const constantOp = onnxOp('Constant', [0, 0], [1, 1], {
@@ -81,7 +76,9 @@ const constantOfShapeOp = onnxOp('ConstantOfShape', [1, 1], [1, 1], {
     const [value] = wholeNumbers(fill) ?? [];
     const count = isStatic(shape) ? elementCount(shape) : Infinity;
     const elements =
-      value !== undefined && count <= 256 ? Array.from({ length: count }, () => value) : undefined;
+      value !== undefined && count <= MAX_ELEMENTS
+        ? Array.from({ length: count }, () => value)
+        : undefined;
     return [{ dtype, shape, elements }];
   },
   evaluate: (context) => {
@@ -118,7 +115,7 @@ function inferRange(context: InferContext): readonly ValueType[] {
     if (typeof count !== 'number') return [{ dtype, shape: [count] }];
     const length = Math.max(0, count);
     const elements =
-      length <= 256
+      length <= MAX_ELEMENTS
         ? Array.from({ length }, (_, i) => addDims(start, multiplyDims(i, delta)))
         : undefined;
     return [{ dtype, shape: [length], elements }];

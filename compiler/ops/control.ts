@@ -2,7 +2,7 @@
  * Ops with subgraphs: If, Loop, Scan (the form of opset 8 and the one since 9). A subgraph may read
  * values of the graphs around it, so that it runs in the scope of its node.
  */
-import { assert } from '../../runtime/errors.ts';
+import { FettleError, assert } from '../../runtime/errors.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
 import { zeros } from '../../runtime/tensor.ts';
 import type { Dim } from '../ir/dim.ts';
@@ -29,17 +29,46 @@ function commonType(context: InferContext, a: ValueType, b: ValueType): ValueTyp
   return { dtype, shape: left.map((dim, i) => (dim === right[i] ? dim : context.fresh())) };
 }
 
+/**
+ * The attribute of an If that holds the branch taken, when the condition is known. The other branch
+ * may be wrong for the sizes at hand (exporters write "if the size is 1, squeeze it"), so that nothing
+ * looks into it.
+ */
+export function takenBranch(condition: Dim | undefined): 'then_branch' | 'else_branch' | undefined {
+  if (typeof condition !== 'number') return undefined;
+  return condition !== 0 ? 'then_branch' : 'else_branch';
+}
+
+/** Types when either branch may be taken. A branch that cannot run at these sizes is not. */
+function inferEither(context: InferContext, ...names: [string, string]): readonly ValueType[] {
+  const failures: FettleError[] = [];
+  const types: (readonly ValueType[])[] = [];
+  for (const name of names) {
+    try {
+      types.push(context.graph(subgraphOf(context, name), []));
+    } catch (error) {
+      if (!(error instanceof FettleError)) throw error;
+      failures.push(error);
+    }
+  }
+  const [first, second] = types;
+  const [failure] = failures;
+  if (first === undefined && failure !== undefined) throw failure;
+  if (failure !== undefined)
+    context.warn(`${context.node.describe()}: one branch cannot run: ${failure.message}`);
+  if (first === undefined || second === undefined) return first ?? [];
+  return first.map((type, i) => commonType(context, type, second[i] ?? {}));
+}
+
 const ifOp = onnxOp('If', [1, 1], [1, Infinity], {
   infer: (context) => {
-    const whenTrue = context.graph(subgraphOf(context, 'then_branch'), []);
-    const whenFalse = context.graph(subgraphOf(context, 'else_branch'), []);
-    const known = context.elements(0)?.[0];
-    if (typeof known === 'number') return known !== 0 ? whenTrue : whenFalse;
-    return whenTrue.map((type, i) => commonType(context, type, whenFalse[i] ?? {}));
+    const taken = takenBranch(context.elements(0)?.[0]);
+    if (taken !== undefined) return context.graph(subgraphOf(context, taken), []);
+    return inferEither(context, 'then_branch', 'else_branch');
   },
   evaluate: (context) => {
-    const taken = readScalar(context.input(0)) !== 0 ? 'then_branch' : 'else_branch';
-    return context.graph(subgraphOf(context, taken), []);
+    const taken = takenBranch(readScalar(context.input(0)));
+    return context.graph(subgraphOf(context, taken ?? 'else_branch'), []);
   },
 });
 

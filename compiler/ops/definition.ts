@@ -25,6 +25,8 @@ export interface InferContext {
   fresh(): Dim;
   /** Infers a subgraph with the given input types and returns its output types. */
   graph(graph: Graph, inputs: readonly Readonly<ValueType>[]): readonly ValueType[];
+  /** Tells the user something that is no error, once. */
+  warn(message: string): void;
 }
 
 /** What an evaluation may ask about one node. */

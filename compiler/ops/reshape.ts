@@ -26,6 +26,7 @@ import {
 } from './shapes.ts';
 import type { OpPlace } from './support.ts';
 import {
+  MAX_ELEMENTS,
   describedRank,
   evaluatedInts,
   freshShape,
@@ -247,7 +248,7 @@ const expandOp = onnxOp('Expand', [2, 2], [1, 1], {
       const to = broadcastDims(context, [shape, target]);
       const from = context.elements(0);
       const elements =
-        from !== undefined && isStatic(shape) && isStatic(to) && elementCount(to) <= 256
+        from !== undefined && isStatic(shape) && isStatic(to) && elementCount(to) <= MAX_ELEMENTS
           ? pickElements(from, broadcastIndices(shape, to) ?? [...from.keys()])
           : undefined;
       return [{ dtype, shape: to, elements }];

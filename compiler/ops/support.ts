@@ -3,11 +3,11 @@
  */
 import { FettleError } from '../../runtime/errors.ts';
 import type { DType, Tensor } from '../../runtime/tensor.ts';
-import { dtypeOfOnnx, dtypes } from '../../runtime/tensor.ts';
+import { dtypeOfOnnx, dtypes, elementCount } from '../../runtime/tensor.ts';
 import type { Dim, Shape } from '../ir/dim.ts';
 import type { Node } from '../ir/graph.ts';
 import type { EvaluateContext, InferContext, OpDefinition } from './definition.ts';
-import { readNumbers } from './numbers.ts';
+import { isWide, readNumbers } from './numbers.ts';
 
 /** Anything that knows its node. */
 export interface OpPlace {
@@ -169,4 +169,22 @@ export function freshShape(context: InferContext, count: number): Shape {
 export function describedRank(context: InferContext, input: number): number | undefined {
   const { shape } = context.input(input);
   return typeof shape?.[0] === 'number' ? shape[0] : undefined;
+}
+
+/** Tensors with more elements than this are not followed as dimensions. */
+export const MAX_ELEMENTS = 256;
+
+/**
+ * Contents of a small tensor of whole numbers, as dimensions. Integers past 2^53, with which slices
+ * say "to the end", become 2^53 - 1.
+ */
+export function wholeNumbers(tensor: Tensor): readonly Dim[] | undefined {
+  const { kind } = dtypes[tensor.dtype];
+  if (kind === 'string' || kind === 'complex' || elementCount(tensor.shape) > MAX_ELEMENTS)
+    return undefined;
+  const limit = Number.MAX_SAFE_INTEGER;
+  const numbers = Array.from(readNumbers(tensor), (x) =>
+    isWide(tensor.dtype) ? Math.max(-limit, Math.min(limit, x)) : x,
+  );
+  return numbers.every(Number.isSafeInteger) ? numbers : undefined;
 }
