@@ -163,7 +163,7 @@ export class MemoryFiles implements FileSystem {
   rename(from: string, to: string): void {
     const [source, target] = [normalize(from), normalize(to)];
     if (this.stat(from) === undefined) throw missing(from);
-    for (const [path, bytes] of [...this.contents])
+    for (const [path, bytes] of Array.from(this.contents))
       if (path === source || path.startsWith(`${source}/`)) {
         this.contents.delete(path);
         this.put(target + path.slice(source.length), bytes);
@@ -174,7 +174,7 @@ export class MemoryFiles implements FileSystem {
   remove(path: string): void {
     const name = normalize(path);
     for (const set of [this.contents, this.directories])
-      for (const entry of [...set.keys()])
+      for (const entry of set.keys())
         if (entry === name || entry.startsWith(`${name}/`)) set.delete(entry);
     this.directories.add('');
   }

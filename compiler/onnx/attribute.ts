@@ -61,10 +61,10 @@ function contentOf(
     case attributeTypes.STRING:
       return { kind: 'string', value: textOf(proto.s ?? new Uint8Array(0)) };
     case attributeTypes.TENSOR:
-      if (proto.t == null) throw incomplete();
+      if (!proto.t) throw incomplete();
       return { kind: 'tensor', value: readTensor(proto.t, storage, at, true) };
     case attributeTypes.GRAPH:
-      if (proto.g == null) throw incomplete();
+      if (!proto.g) throw incomplete();
       return { kind: 'graph', value: graphOf(proto.g) };
     case attributeTypes.FLOATS:
       return { kind: 'floats', value: proto.floats ?? [] };

@@ -110,7 +110,7 @@ function* nestedNodes(nodes: readonly NodeProto[]): Generator<NodeProto, void> {
   for (const node of nodes) {
     yield node;
     for (const { g, graphs } of node.attribute ?? [])
-      for (const graph of [...(g == null ? [] : [g]), ...(graphs ?? [])])
+      for (const graph of [...(g ? [g] : []), ...(graphs ?? [])])
         yield* nestedNodes(graph.node ?? []);
   }
 }

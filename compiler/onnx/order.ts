@@ -65,7 +65,7 @@ function freeNames(graph: GraphProto): Set<string> {
 }
 
 function subgraphsOf(attribute: AttributeProto): readonly GraphProto[] {
-  return [...(attribute.g == null ? [] : [attribute.g]), ...(attribute.graphs ?? [])];
+  return [...(attribute.g ? [attribute.g] : []), ...(attribute.graphs ?? [])];
 }
 
 /** Follows unfinished producers until a node comes up again: that one is on a cycle. */

@@ -124,7 +124,7 @@ const zero: Long = { low: 0, high: 0 };
 function modelOf(bytes: Uint8Array, storage: TensorStorage): Model {
   refuseOtherFormats(bytes);
   const proto = decodeMessage('ModelProto', bytes);
-  if (proto.graph == null)
+  if (!proto.graph)
     throw new FettleError('MODEL_INVALID', `The ${bytes.length} bytes hold no ONNX graph.`, {
       at: { offset: 0 },
       fix: 'Check that the file is an ONNX model and that it is complete.',

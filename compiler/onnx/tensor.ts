@@ -97,7 +97,7 @@ export function readSparseTensor(
   storage: TensorStorage,
   at: ErrorPlace,
 ): Weight {
-  if (proto.values == null || proto.indices == null)
+  if (!proto.values || !proto.indices)
     throw invalid(at, 'is a sparse tensor without values or indices.');
   const values = readTensor(proto.values, storage, at, false);
   const indices = readTensor(proto.indices, storage, at, false);

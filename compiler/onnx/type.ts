@@ -28,9 +28,9 @@ export function readType(value: Value, info: ValueInfoProto, fresh: () => Dim): 
   value.metadata = entriesOf(info.metadataProps);
   value.carried = unknownsOf(info);
   const { type } = info;
-  if (type == null) return;
+  if (!type) return;
   const { tensorType } = type;
-  if (tensorType == null) {
+  if (!tensorType) {
     const encoded = encodeMessage('TypeProto', type);
     if (encoded.length > 0) value.opaqueType = encoded;
     return;
@@ -43,7 +43,7 @@ export function readType(value: Value, info: ValueInfoProto, fresh: () => Dim): 
       `"${info.name}" has data type ${number}, which ONNX does not define.`,
       { at, fix: 'Export the model again, or update Fettle if the data type is new.' },
     );
-  if (tensorType.shape == null) return;
+  if (!tensorType.shape) return;
   const dims = tensorType.shape.dim ?? [];
   value.shape = dims.map((dim) => readDim(dim, fresh, at));
   const denotations = [type, ...dims].map(({ denotation }) => denotation ?? '');

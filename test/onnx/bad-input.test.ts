@@ -211,7 +211,7 @@ test('functions that call themselves, each other in circles, or multiply without
   refused([body('F0', 'Relu'), body('F0', 'Relu')], /defined twice/);
   // 8 calls in each of 12 levels would be 8^12 nodes
   const bomb = Array.from({ length: 12 }, (_, i) =>
-    body(`F${i}`, ...new Array<string>(8).fill(`F${i + 1}`)),
+    body(`F${i}`, ...Array.from({ length: 8 }, () => `F${i + 1}`)),
   );
   const started = performance.now();
   refused(bomb, /more than .* nodes/);

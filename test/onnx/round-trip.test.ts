@@ -35,7 +35,7 @@ test('what is written reads the same with onnx-proto', needsShared('models'), ()
     const written = onnxProto.onnx.ModelProto.decode(
       encodeModel(decodeModel(readFileSync(path))),
     ).graph;
-    assert.ok(source != null && written != null);
+    assert.ok(source && written);
     const nodes = (graph: onnxProto.onnx.IGraphProto): unknown =>
       graph.node?.map(({ opType, input, output, name, attribute }) => ({
         opType,
