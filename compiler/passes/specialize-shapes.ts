@@ -46,7 +46,7 @@ export function specializeShapes(options: SpecializeShapesOptions = {}): Pass {
       for (const value of model.graph.inputs) checkInput(value, symbols);
       if (symbols.size > 0) changed = substitute(model.graph, symbols) || changed;
       if (changed) context.rewriter.changes++;
-      for (const [symbol, size] of symbols) context.note(symbol, size);
+      for (const [symbol, size] of symbols) if (!symbol.startsWith('?')) context.note(symbol, size);
       report(model, context);
       return changed;
     },

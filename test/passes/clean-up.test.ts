@@ -25,7 +25,7 @@ import { seededInputs } from '../support/seeded-inputs.ts';
  */
 const allowed: Readonly<Record<string, number>> = { det: 1e-5, rec: 1e-5, cls: 1e-5 };
 
-for (const { name, path, nodes, onnxsim } of cleanUpModels) {
+for (const { name, path, nodes, fettle, onnxsim } of cleanUpModels) {
   const skip = existsSync(path) ? false : `${path} is not there`;
   test(
     `clean-up of ${name} leaves no more nodes than onnxsim and the same results`,
@@ -39,6 +39,11 @@ for (const { name, path, nodes, onnxsim } of cleanUpModels) {
         countNodes(model) <= onnxsim,
         `${countNodes(model)} nodes, onnxsim leaves ${onnxsim}`,
       );
+      assert.equal(
+        countNodes(model),
+        fettle,
+        'clean-up leaves another number of nodes than it did',
+      );
       const rounds = reports.filter((report) => report.pass === 'eliminate-dead').length;
       assert.ok(rounds <= 6, `${rounds} rounds`);
 
@@ -50,10 +55,10 @@ for (const { name, path, nodes, onnxsim } of cleanUpModels) {
         const seen = got.get(output);
         assert.ok(seen !== undefined);
         expectSame(seen, tensor, {
-        tolerance: 0,
-        absolute: allowed[name] ?? 0,
-        what: `${name}: ${output}`,
-      });
+          tolerance: 0,
+          absolute: allowed[name] ?? 0,
+          what: `${name}: ${output}`,
+        });
       }
     },
   );
