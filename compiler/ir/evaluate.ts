@@ -126,7 +126,10 @@ class Run {
       throw new FettleError(
         'OP_UNSUPPORTED',
         `${node.describe()}: the reference evaluator has no ${node.op}.`,
-        { at: { node: node.name, op: node.op } },
+        {
+          at: { node: node.name, op: node.op },
+          fix: 'Evaluate the model on an engine instead, or ask for outputs that do not need the node.',
+        },
       );
     const { model } = this;
     const context: EvaluateContext = {
@@ -138,6 +141,7 @@ class Run {
         if (tensor === undefined)
           throw new FettleError('MODEL_INVALID', `${node.describe()}: input ${index} is absent.`, {
             at: { node: node.name, op: node.op },
+            fix: `Give the node the inputs that ${node.op} requires.`,
           });
         return tensor;
       },
@@ -169,6 +173,7 @@ class Run {
     const by = reader === undefined ? '' : `, which ${reader.describe()} reads,`;
     throw new FettleError('MODEL_INVALID', `Value "${value.name}"${by} has not been computed.`, {
       at: { value: value.name },
+      fix: 'Verify the model first; a node reads what no node before it gives.',
     });
   }
 }

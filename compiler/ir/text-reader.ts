@@ -104,7 +104,7 @@ export class TextReader {
     throw new FettleError(
       'MODEL_INVALID',
       `Cannot read the graph at line ${line}, column ${column}: ${problem}, at "${seen}".`,
-      { at: { line, column }, cause },
+      { at: { line, column }, fix: 'Write the graph as `fettle … --dump` does.', cause },
     );
   }
 

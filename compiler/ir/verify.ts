@@ -28,7 +28,10 @@ export function verifyModel(model: Model): void {
   throw new FettleError(
     'MODEL_INVALID',
     `The model has ${failures.length === 1 ? 'a failure' : `${failures.length} failures`}: ${listed.join(' ')}${rest}`,
-    { at: { ...first.at, failures: failures.length } },
+    {
+      at: { ...first.at, failures: failures.length },
+      fix: 'Export the model again; when a pass broke it, report the pass and the model.',
+    },
   );
 }
 

@@ -66,14 +66,16 @@ function textsOf(tensor: Tensor): readonly string[] {
 function floatText(value: number, single: boolean): string {
   if (Number.isNaN(value)) return 'NaN';
   if (!Number.isFinite(value)) return value < 0 ? '-INF' : 'INF';
-  let text = String(value);
+  let shortest = value;
   for (let digits = 1; single && digits <= 9; digits++) {
-    text = String(Number(value.toPrecision(digits)));
-    if (Math.fround(Number(text)) === value) break;
+    shortest = Number(value.toPrecision(digits));
+    if (Math.fround(shortest) === value) break;
   }
-  const [mantissa = '', exponent] = text.split('e');
-  if (exponent !== undefined) return `${mantissa}e${exponent.replace(/^([+-])(\d)$/, '$10$2')}`;
-  return mantissa.includes('.') ? mantissa : `${mantissa}.0`;
+  const magnitude = Math.abs(shortest);
+  if (magnitude !== 0 && (magnitude < 1e-4 || magnitude >= 1e16))
+    return shortest.toExponential().replace(/([+-])(\d)$/, '$10$2');
+  const text = Object.is(shortest, -0) ? '-0' : String(shortest);
+  return text.includes('.') ? text : `${text}.0`;
 }
 
 function roundingOf(node: Node): Rounding {

@@ -4,7 +4,6 @@
  */
 import type { Tensor } from '../../runtime/tensor.ts';
 import { elementCount } from '../../runtime/tensor.ts';
-import type { Dim } from '../ir/dim.ts';
 import { addDims, ceilDivideDims, isStatic, multiplyDims, subtractDims } from '../ir/dim.ts';
 import type { ValueType } from '../ir/graph.ts';
 import type { InferContext, OpDefinition } from './definition.ts';

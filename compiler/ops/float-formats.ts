@@ -187,7 +187,7 @@ function exponentOf(magnitude: number): number {
 export function roundHalfEven(value: number): number {
   const floor = Math.floor(value);
   const rest = value - floor;
-  if (rest < 0.5) return floor;
-  if (rest > 0.5) return floor + 1;
-  return floor % 2 === 0 ? floor : floor + 1;
+  const up = rest > 0.5 || (rest === 0.5 && floor % 2 !== 0);
+  // what rounds up to zero from below is -0
+  return up ? (floor === -1 ? -0 : floor + 1) : floor;
 }

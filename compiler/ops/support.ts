@@ -20,6 +20,7 @@ export function opError(context: OpPlace, problem: string): FettleError {
   const { node } = context;
   return new FettleError('MODEL_INVALID', `${node.describe()}: ${problem}.`, {
     at: { node: node.name, op: node.op },
+    fix: `Compare the node with the definition of ${node.op} at https://onnx.ai/onnx/operators and export the model again.`,
   });
 }
 
@@ -28,6 +29,7 @@ export function unsupported(context: OpPlace, what: string): FettleError {
   const { node } = context;
   return new FettleError('OP_UNSUPPORTED', `${node.describe()}: ${what} is not supported.`, {
     at: { node: node.name, op: node.op },
+    fix: 'Leave the node out of what is folded or evaluated; engines may still run it.',
   });
 }
 
