@@ -20,6 +20,7 @@ import {
 import { substituteDim, symbolsOf } from '../ir/dim.ts';
 import type { Model, Value } from '../ir/graph.ts';
 import { jsonBytes } from './json.ts';
+import { batchAxis } from './open-sizes.ts';
 
 /** Tensors by input or output name. */
 export type Tensors = ReadonlyMap<string, Tensor>;
@@ -35,8 +36,13 @@ export interface Canary {
 /** Sizes a canary uses where the model leaves them open. */
 const FIRST_TOKENS = 2;
 const PAST_TOKENS = 2;
-const STEPS = 8;
 const PIXELS = 64;
+
+/**
+ * Sizes of open axes other than batch and pixels, in the order they are tried: a filter bank or a
+ * transform needs a few hundred samples where tokens are few.
+ */
+export const stepSizes: readonly number[] = [8, 256, 512];
 
 /**
  * Inputs of the canaries of a model. The same model and seed give the same inputs.
@@ -44,14 +50,16 @@ const PIXELS = 64;
  * @param model - the model that is emitted, with inferred input types
  * @param decoder - how it is driven, when it is a decoder
  * @param seed - of the random contents
+ * @param steps - size of open axes, see {@link stepSizes}; decoders have sizes of their own
  * @throws {@link FettleError} SHAPE_UNKNOWN when an input has no rank or cannot be made up
  */
 export function canaryInputs(
   model: Model,
   decoder: DecoderSpec | undefined,
   seed: number,
+  steps: number = stepSizes[0] ?? 8,
 ): readonly Tensors[] {
-  if (decoder === undefined) return [plainInputs(model, seed)];
+  if (decoder === undefined) return [plainInputs(model, seed, steps)];
   const first = Math.min(FIRST_TOKENS, decoder.contextLength);
   const calls = [decoderInputs(model, decoder, first, 0, seed)];
   if (decoder.contextLength > PAST_TOKENS)
@@ -90,14 +98,14 @@ export function encodeCanaries(cases: readonly Canary[]): Uint8Array {
   return file;
 }
 
-function plainInputs(model: Model, seed: number): Tensors {
+function plainInputs(model: Model, seed: number, steps: number): Tensors {
   const random = uniform(seed);
   const sizes = new Map<string, number>();
   for (const { shape } of model.graph.inputs)
     shape?.forEach((dim, axis) => {
       for (const symbol of symbolsOf(dim))
         if (!sizes.has(symbol))
-          sizes.set(symbol, axis === 0 ? 1 : shape.length === 4 ? PIXELS : STEPS);
+          sizes.set(symbol, axis === batchAxis(shape) ? 1 : shape.length === 4 ? PIXELS : steps);
     });
   return new Map(
     model.graph.inputs.map((input) => {

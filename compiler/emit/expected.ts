@@ -2,7 +2,7 @@
  * Canaries with the outputs of the emitted program: computed by its own engine where the caller can
  * run it, else by the reference evaluator when the model is small enough for that.
  */
-import { FettleError } from '../../runtime/errors.ts';
+import { FettleError, throwIfAborted } from '../../runtime/errors.ts';
 import { dtypes, elementCount } from '../../runtime/tensor.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
 import { halfToFloat } from '../../runtime/half.ts';
@@ -10,7 +10,7 @@ import type { DecoderSpec } from '../../runtime/manifest.ts';
 import { evaluate } from '../ir/evaluate.ts';
 import type { Model } from '../ir/graph.ts';
 import type { Canary, Tensors } from './canaries.ts';
-import { canaryInputs } from './canaries.ts';
+import { canaryInputs, stepSizes } from './canaries.ts';
 
 /**
  * Runs a bundle that lies in a folder on its own engine.
@@ -57,26 +57,33 @@ const broken: ReadonlySet<string> = new Set(['OP_UNSUPPORTED', 'BUNDLE_CORRUPT']
  * @throws {@link FettleError} OP_UNSUPPORTED when the engine does not accept the program
  */
 export async function makeCanaries(options: ExpectedOptions): Promise<readonly Canary[] | string> {
-  const { program, decoder, seed, parameters, folder, run, signal } = options;
+  const { decoder, parameters, run, signal } = options;
   if (run === undefined && parameters > EVALUATOR_PARAMETERS)
     return 'the model is too large for the reference evaluator, and no engine was given';
-  try {
-    const inputs = canaryInputs(program, decoder, seed);
-    const outputs =
-      run === undefined
-        ? inputs.map((feeds) => evaluate(program, feeds, signal === undefined ? {} : { signal }))
-        : await run(folder, inputs, signal);
-    return inputs.map((feeds, index) => ({
-      inputs: feeds,
-      outputs: worthKeeping(outputs[index] ?? new Map(), decoder),
-    }));
-  } catch (error) {
-    signal?.throwIfAborted();
-    // the engine refuses the program itself: that is no matter of inputs
-    if (error instanceof FettleError && broken.has(error.code)) throw error;
-    const why = error instanceof Error ? error.message : String(error);
-    return `made-up inputs did not run: ${why}`;
-  }
+  let why = '';
+  for (const steps of decoder === undefined ? stepSizes : stepSizes.slice(0, 1))
+    try {
+      return await casesFor(options, steps);
+    } catch (error) {
+      throwIfAborted(signal);
+      // the engine refuses the program itself: that is no matter of inputs
+      if (error instanceof FettleError && broken.has(error.code)) throw error;
+      if (why === '') why = error instanceof Error ? error.message : String(error);
+    }
+  return `made-up inputs did not run: ${why}`;
+}
+
+async function casesFor(options: ExpectedOptions, steps: number): Promise<readonly Canary[]> {
+  const { program, decoder, seed, folder, run, signal } = options;
+  const inputs = canaryInputs(program, decoder, seed, steps);
+  const outputs =
+    run === undefined
+      ? inputs.map((feeds) => evaluate(program, feeds, signal === undefined ? {} : { signal }))
+      : await run(folder, inputs, signal);
+  return inputs.map((feeds, index) => ({
+    inputs: feeds,
+    outputs: worthKeeping(outputs[index] ?? new Map(), decoder),
+  }));
 }
 
 /** Logits of a decoder, every finite output of reasonable size of other models. */

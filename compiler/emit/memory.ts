@@ -9,8 +9,9 @@
 import type { DecoderSpec, MemorySpec } from '../../runtime/manifest.ts';
 import { bytesFor } from '../../runtime/tensor.ts';
 import type { Dim } from '../ir/dim.ts';
-import { multiplyDims, substituteDim, symbolsOf } from '../ir/dim.ts';
+import { isAnonymous, multiplyDims, substituteDim, symbolsOf } from '../ir/dim.ts';
 import type { Graph, Model, Node, Value } from '../ir/graph.ts';
+import { batchAxis } from './open-sizes.ts';
 
 /** What the figures are for. */
 export interface MemoryOptions {
@@ -82,17 +83,18 @@ function batchSizes(
 ): { readonly known: Sizes; readonly assumed: Sizes } {
   const known = new Map<string, number>();
   const assumed = new Map<string, number>();
-  for (const { shape } of model.graph.inputs)
-    for (const symbol of symbolsOf(shape?.[0] ?? 1)) known.set(symbol, 1);
-  if (decoder === undefined)
-    for (const { shape } of model.graph.inputs)
-      for (const dim of shape ?? [])
-        for (const symbol of symbolsOf(dim)) {
-          if (known.has(symbol)) continue;
-          const size = shape?.length === 4 ? ASSUMED_PIXELS : ASSUMED_STEPS;
-          known.set(symbol, size);
-          assumed.set(symbol, size);
-        }
+  for (const { shape = [] } of model.graph.inputs)
+    for (const symbol of symbolsOf(shape[batchAxis(shape)] ?? 1)) known.set(symbol, 1);
+  if (decoder !== undefined) return { known, assumed };
+  for (const { name, shape = [] } of model.graph.inputs)
+    for (const [axis, dim] of shape.entries())
+      for (const symbol of symbolsOf(dim)) {
+        if (known.has(symbol)) continue;
+        const size = shape.length === 4 ? ASSUMED_PIXELS : ASSUMED_STEPS;
+        known.set(symbol, size);
+        // a size that nobody named is called by its place
+        assumed.set(isAnonymous(symbol) ? `${name}[${axis}]` : symbol, size);
+      }
   return { known, assumed };
 }
 
