@@ -13,8 +13,9 @@ import { bindAttributes, canonicalDomain, describe, resolveAttribute } from './f
 import { sortNodes } from './order.ts';
 import type { FunctionProto, GraphProto, NodeProto, ValueInfoProto } from './schema.ts';
 import { Scope } from './scope.ts';
+import { readSparseTensor } from './sparse.ts';
 import type { TensorStorage } from './tensor.ts';
-import { readSparseTensor, readTensor } from './tensor.ts';
+import { readTensor } from './tensor.ts';
 import { entriesOf, readType } from './type.ts';
 import { unknownsOf } from './wire.ts';
 

@@ -11,6 +11,7 @@ import { Graph, Model } from '../ir/graph.ts';
 import type { ByteSource } from '../ir/weight.ts';
 import type { ExternalReference } from './external.ts';
 import { ExternalFiles } from './external.ts';
+import { refuseOtherFormats } from './formats.ts';
 import { canonicalDomain, Functions } from './functions.ts';
 import { GraphReader } from './read-graph.ts';
 import type { Long, ModelProto, OpsetProto } from './schema.ts';
@@ -122,6 +123,7 @@ export function decodeModel(bytes: Uint8Array, options: DecodeOptions = {}): Mod
 const zero: Long = { low: 0, high: 0 };
 
 function modelOf(bytes: Uint8Array, storage: TensorStorage): Model {
+  if (bytes.length > MAX_PROTOBUF_BYTES) throw tooLarge('The model', bytes.length);
   refuseOtherFormats(bytes);
   const proto = decodeMessage('ModelProto', bytes);
   if (!proto.graph)
@@ -218,35 +220,6 @@ function versionOf(opset: OpsetProto): number {
 
 function sourceOf(bytes: Uint8Array): ByteSource {
   return (start, length) => bytes.subarray(start, start + length);
-}
-
-/** Files that people take for ONNX models, by how they begin. */
-const otherFormats: readonly (readonly [start: string, what: string, fix: string])[] = [
-  ['version https://git-lfs', 'a Git LFS pointer', 'Fetch the file itself with `git lfs pull`.'],
-  ['PK\u0003\u0004', 'a ZIP archive (a PyTorch checkpoint, perhaps)', 'Export the model to ONNX.'],
-  ['<', 'an HTML or XML page', 'Download the file itself, not the page that shows it.'],
-  ['{', 'JSON', 'Name the .onnx file.'],
-  ['GGUF', 'a GGUF model', 'Export the model to ONNX.'],
-];
-
-function refuseOtherFormats(bytes: Uint8Array): void {
-  if (bytes.length > MAX_PROTOBUF_BYTES) throw tooLarge('The model', bytes.length);
-  const head = String.fromCharCode(...bytes.subarray(0, 64));
-  const flatbuffer = head.slice(4, 8);
-  const found =
-    bytes.length === 0
-      ? (['', 'an empty file', 'Get the file again.'] as const)
-      : flatbuffer === 'ORTM'
-        ? (['', "onnxruntime's own ORT format", 'Use the .onnx file it was made from.'] as const)
-        : flatbuffer === 'TFL3'
-          ? (['', 'a TensorFlow Lite model', 'Export the model to ONNX.'] as const)
-          : otherFormats.find(([start]) => head.startsWith(start));
-  if (found === undefined) return;
-  const [, what, fix] = found;
-  throw new FettleError('MODEL_INVALID', `This is ${what}, not an ONNX model.`, {
-    at: { offset: 0 },
-    fix,
-  });
 }
 
 function tooLarge(path: string, bytes: number): FettleError {

@@ -13,17 +13,9 @@ import type { ByteSource, CarriedTensor } from '../ir/weight.ts';
 import { Weight } from '../ir/weight.ts';
 import type { ExternalReference } from './external.ts';
 import { externalReference } from './external.ts';
-import type { SparseTensorProto, TensorProto } from './schema.ts';
+import type { TensorProto } from './schema.ts';
 import { textOf } from './text.ts';
-import {
-  countVarints,
-  eachVarint,
-  encodeMessage,
-  fromNumber,
-  has,
-  toSize,
-  unknownFields,
-} from './wire.ts';
+import { countVarints, eachVarint, encodeMessage, has, toSize, unknownFields } from './wire.ts';
 
 /** Where the bytes of tensors come from. */
 export interface TensorStorage {
@@ -74,99 +66,23 @@ export function readTensor(
 ): Weight {
   const dtype = dtypeOfOnnx(proto.dataType ?? 0);
   if (dtype === undefined)
-    throw invalid(at, `has data type ${proto.dataType ?? 0}, which ONNX does not define.`);
-  const shape = (proto.dims ?? []).map((dim) => toSize(dim, `A dimension of ${label(at)}`, at));
+    throw invalidTensor(at, `has data type ${proto.dataType ?? 0}, which ONNX does not define.`);
+  const shape = (proto.dims ?? []).map((dim) =>
+    toSize(dim, `A dimension of ${tensorLabel(at)}`, at),
+  );
   const count = shape.reduce((product, dim) => product * dim, 1);
   if (!Number.isSafeInteger(count) || count * dtypes[dtype].bits > Number.MAX_SAFE_INTEGER)
-    throw invalid(at, `has dimensions [${shape}]; their product is beyond 2^53.`);
+    throw invalidTensor(at, `has dimensions [${shape}]; their product is beyond 2^53.`);
   const carried = carriedOf(proto, keepName);
   if (dtype === 'string') {
     if (has(proto, 'rawData') || proto.dataLocation === EXTERNAL)
-      throw invalid(at, 'holds strings as raw or external data, which ONNX does not allow.');
+      throw invalidTensor(at, 'holds strings as raw or external data, which ONNX does not allow.');
     const data = (proto.stringData ?? []).map(textOf);
     if (data.length !== count)
-      throw invalid(at, `has dimensions [${shape}] but ${data.length} strings.`);
+      throw invalidTensor(at, `has dimensions [${shape}] but ${data.length} strings.`);
     return Weight.of({ dtype, shape, data }, carried);
   }
   return Weight.lazy(dtype, shape, sourceOf(proto, dtype, shape, count, storage, at), carried);
-}
-
-/** Reads a sparse initializer: a constant of zeros with a few elements, made dense when it is read. */
-export function readSparseTensor(
-  proto: SparseTensorProto,
-  storage: TensorStorage,
-  at: ErrorPlace,
-): Weight {
-  if (!proto.values || !proto.indices)
-    throw invalid(at, 'is a sparse tensor without values or indices.');
-  const values = readTensor(proto.values, storage, at, false);
-  const indices = readTensor(proto.indices, storage, at, false);
-  const shape = (proto.dims ?? []).map((dim) => toSize(dim, `A dimension of ${label(at)}`, at));
-  const count = shape.reduce((product, dim) => product * dim, 1);
-  const elementBytes = dtypes[values.dtype].bits / 8;
-  const nonZero = values.shape[0] ?? 0;
-  if (!Number.isSafeInteger(count * Math.ceil(elementBytes)))
-    throw invalid(at, `has dimensions [${shape}]; their product is beyond 2^53.`);
-  if (!Number.isInteger(elementBytes) || elementBytes === 0)
-    throw invalid(at, `is a sparse tensor of ${values.dtype}, which has no whole bytes.`);
-  const perIndex = indices.shape.length === 2 ? shape.length : 1;
-  if (
-    indices.dtype !== 'i64' ||
-    values.shape.length !== 1 ||
-    indices.shape[0] !== nonZero ||
-    indices.shape.length > 2 ||
-    (indices.shape[1] ?? 1) !== perIndex
-  )
-    throw invalid(at, `has values [${values.shape}] and indices [${indices.shape}] that disagree.`);
-  const places = sparsePlaces(indices, nonZero, perIndex, shape);
-  if (places.some((place) => !(place >= 0 && place < count)))
-    throw invalid(at, `has a sparse index outside of [${shape}].`);
-  const source: ByteSource = (start, length) => {
-    const dense = new Uint8Array(length);
-    const bytes = values.bytes();
-    places.forEach((place, i) => {
-      for (let b = 0; b < elementBytes; b++) {
-        const target = place * elementBytes + b - start;
-        if (target >= 0 && target < length) dense[target] = bytes[i * elementBytes + b] ?? 0;
-      }
-    });
-    return dense;
-  };
-  // encoded anew, since values and indices may be external data
-  const sparse = encodeMessage('SparseTensorProto', {
-    ...proto,
-    values: plainTensor(values),
-    indices: plainTensor(indices),
-  });
-  return Weight.lazy(values.dtype, shape, source, { sparse });
-}
-
-function plainTensor(weight: Weight): TensorProto {
-  return {
-    dims: weight.shape.map(fromNumber),
-    dataType: dtypes[weight.dtype].onnx,
-    rawData: weight.bytes(),
-  };
-}
-
-function sparsePlaces(
-  indices: Weight,
-  count: number,
-  perIndex: number,
-  shape: readonly number[],
-): number[] {
-  const data = viewBytes('i64', indices.bytes());
-  return Array.from({ length: count }, (_, i) => {
-    if (indices.shape.length === 1) return Number(data[i] ?? -1);
-    let place = 0;
-    for (let axis = 0; axis < perIndex; axis++) {
-      const index = Number(data[i * perIndex + axis] ?? -1);
-      const size = shape[axis] ?? 0;
-      if (index < 0 || index >= size) return -1;
-      place = place * size + index;
-    }
-    return place;
-  });
 }
 
 function sourceOf(
@@ -182,19 +98,19 @@ function sourceOf(
   if (proto.dataLocation === EXTERNAL) {
     const reference = externalReference(proto.externalData ?? [], at);
     if (reference.length !== undefined && reference.length !== wanted)
-      throw invalid(at, `has ${reference.length} bytes of external data, but ${wantedText}.`);
+      throw invalidTensor(at, `has ${reference.length} bytes of external data, but ${wantedText}.`);
     return storage.external(reference, wanted, at);
   }
   if (unknownFields(proto).some((field) => field[0] === SEGMENT_TAG))
-    throw invalid(at, 'is stored in segments, which no ONNX writer does.');
+    throw invalidTensor(at, 'is stored in segments, which no ONNX writer does.');
   if (has(proto, 'rawData')) {
     const bytes = proto.rawData ?? new Uint8Array(0);
     if (bytes.length !== wanted)
-      throw invalid(at, `has ${bytes.length} bytes of raw data, but ${wantedText}.`);
+      throw invalidTensor(at, `has ${bytes.length} bytes of raw data, but ${wantedText}.`);
     return storage.hold(bytes);
   }
   return typedSource(proto, dtype, wanted, storage, (seen) =>
-    invalid(
+    invalidTensor(
       at,
       seen === 0
         ? `has no data, but ${wantedText}.`
@@ -245,13 +161,15 @@ function carriedOf(proto: TensorProto, keepName: boolean): CarriedTensor | undef
   return tensor.length === 0 ? undefined : { tensor };
 }
 
-function label(at: ErrorPlace): string {
+/** What a message calls the tensor. */
+export function tensorLabel(at: ErrorPlace): string {
   const name = at['value'] ?? at['node'];
   return name === undefined ? 'a tensor' : `the tensor of "${name}"`;
 }
 
-function invalid(at: ErrorPlace, what: string): FettleError {
-  const text = label(at);
+/** The error for a tensor that contradicts itself. */
+export function invalidTensor(at: ErrorPlace, what: string): FettleError {
+  const text = tensorLabel(at);
   return new FettleError('MODEL_INVALID', `${text[0]?.toUpperCase()}${text.slice(1)} ${what}`, {
     at,
     fix: 'Export the model again; the file is damaged or its writer has a bug.',

@@ -2,10 +2,26 @@
  * A model as plain data, so that two models can be compared with deepEqual: everything a file says,
  * weights by content.
  */
+import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import type { Attribute } from '../../compiler/ir/attribute.ts';
 import type { Graph, Model, Node, Value } from '../../compiler/ir/graph.ts';
 import type { Weight } from '../../compiler/ir/weight.ts';
+import { decodeModel } from '../../compiler/onnx/read.ts';
+import { encodeModel } from '../../compiler/onnx/write.ts';
+
+/** Asserts that decoding what is written gives the same model. */
+export function assertRoundTrip(model: Model): void {
+  assert.deepEqual(outlineModel(decodeModel(encodeModel(model))), outlineModel(model));
+}
+
+/** `Op(inputs) -> outputs` of every node of the main graph. */
+export function outlineNodes(model: Model): string[] {
+  const names = (list: Node['inputs']): string => list.map((value) => value?.name ?? '').join(', ');
+  return [...model.graph.nodes()].map(
+    ({ op, inputs, outputs }) => `${op}(${names(inputs)}) -> ${names(outputs)}`,
+  );
+}
 
 /** Plain data of a whole model. */
 export function outlineModel(model: Model): unknown {

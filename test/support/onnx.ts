@@ -1,6 +1,7 @@
 /**
  * Small ONNX files made by hand for tests, with the messages spelt out.
  */
+import type { Model, Node } from '../../compiler/ir/graph.ts';
 import type {
   AttributeProto,
   GraphProto,
@@ -10,6 +11,11 @@ import type {
   ValueInfoProto,
 } from '../../compiler/onnx/schema.ts';
 import { encodeMessage, fromNumber } from '../../compiler/onnx/wire.ts';
+
+/** The nodes of a model's main graph. */
+export function nodesOf(model: Model): Node[] {
+  return [...model.graph.nodes()];
+}
 
 /** A tensor value of a dtype number and dimensions. */
 export function value(
