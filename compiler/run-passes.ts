@@ -118,7 +118,10 @@ class Run {
     try {
       pass.requires?.(model, context);
       changed = await pass.run(model, context);
-      if (changed) inferModel(model, { contradictions: 'warn' });
+      if (changed) {
+        inferModel(model, { contradictions: 'warn' });
+        nameApart(model);
+      }
       pass.ensures?.(model, context);
     } catch (error) {
       throw this.wrapped(pass, error);
@@ -213,6 +216,25 @@ class Tally {
       refusals: this.refusals,
       notes: Object.fromEntries(this.notes),
     };
+  }
+}
+
+/**
+ * Gives nodes that share a name names of their own. Nodes that a rewrite added have the name of the one
+ * they replace, and onnxruntime refuses a graph in which two nodes have one name.
+ */
+function nameApart(model: Model): void {
+  const taken = new Set<string>();
+  const again: Node[] = [];
+  for (const node of model.graph.allNodes()) {
+    if (taken.has(node.name)) again.push(node);
+    else if (node.name !== '') taken.add(node.name);
+  }
+  for (const node of again) {
+    let name = node.name;
+    for (let suffix = 1; taken.has(name); suffix++) name = `${node.name}_${suffix}`;
+    taken.add(name);
+    node.name = name;
   }
 }
 

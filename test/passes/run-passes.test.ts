@@ -242,3 +242,18 @@ test('every pass is listed under its own name, alphabetically, with a summary', 
     assert.equal(entry.create().name, entry.name);
   }
 });
+
+test('nodes that a rewrite gave one name get names of their own', async () => {
+  const { model } = small();
+  const twice = pass('twice', (edited, context) => {
+    const [anchor] = edited.graph.nodes();
+    assert.ok(anchor !== undefined);
+    anchor.name = 'exp';
+    context.rewriter.before(anchor);
+    context.rewriter.op('Neg', [context.rewriter.op('Abs', [anchor.input(0)])]);
+    return true;
+  });
+  await runPasses(model, [twice]);
+  const names = [...model.graph.nodes()].map((node) => node.name).filter((name) => name !== '');
+  assert.deepEqual(names, ['exp', 'exp_1', 'exp_2']);
+});

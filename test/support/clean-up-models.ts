@@ -77,7 +77,7 @@ export const cleanUpModels: readonly CleanUpModel[] = [
     name: 'silero_vad_v5',
     path: npm('@ricky0123/vad-web/dist/silero_vad_v5.onnx'),
     nodes: 348,
-    fettle: 154,
+    fettle: 148,
     onnxsim: 330,
   },
   {

@@ -13,6 +13,9 @@ export function randomGraph(seed: number, steps = 14): Model {
   return new RandomGraph(seed).build(steps);
 }
 
+/** A number, or the size of an axis. */
+type Size = number | { readonly axis: number };
+
 type Step = (graph: RandomGraph, x: Value) => Value | undefined;
 
 class RandomGraph {
@@ -85,7 +88,7 @@ class RandomGraph {
   }
 
   /** Sizes of `x` along `axes` and given numbers, through Shape, Gather, Unsqueeze and Concat. */
-  sizes(x: Value, wanted: readonly (number | { readonly axis: number })[]): Value {
+  sizes(x: Value, wanted: readonly Size[]): Value {
     const parts = wanted.map((part) => {
       if (typeof part === 'number') return this.list([part]);
       const shape = this.op('Shape', [x]);
@@ -121,7 +124,7 @@ const allSteps: readonly Step[] = [
     );
     if (even.length === 0 || shape.length > 4) return undefined;
     const split = g.pick(even);
-    const wanted = shape.flatMap((dim, axis) =>
+    const wanted = shape.flatMap((dim, axis): readonly Size[] =>
       axis === split ? [2, Number(dim) / 2] : [{ axis }],
     );
     return g.op('Reshape', [x, g.sizes(x, wanted)]);
