@@ -36,8 +36,11 @@ interface Parts {
 
 /** Opset that the spelling of a weight needs. */
 export function opsetNeeded(group: QuantizedGroup): number {
-  // blocks and 4-bit elements came with 21, scales per axis with 13
-  return group.bits === 8 && isPerChannel(group) && !isGathered(group) ? 13 : 21;
+  // blocks and 4-bit elements came with 21, scales per axis with 13, ConstantOfShape with 9
+  if (group.bits !== 8) return 21;
+  const gathers = group.uses.filter((use) => canGather(group, use)).length;
+  if (gathers === group.uses.length) return 9;
+  return isPerChannel(group) && gathers === 0 ? 13 : 21;
 }
 
 /** Spells one quantized weight with DequantizeLinear, and removes its Dequantize nodes. */
@@ -230,10 +233,6 @@ function canGather(
     // rows of nibbles have to start at a byte
     (group.bits === 8 || group.columns % 2 === 0)
   );
-}
-
-function isGathered(group: QuantizedGroup): boolean {
-  return group.uses.some((use) => canGather(group, use));
 }
 
 /** GatherBlockQuantized wants a power of two; one that covers the row means one block. */

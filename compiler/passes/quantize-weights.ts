@@ -41,8 +41,8 @@ export interface QuantizeWeightsOptions {
   /** Tables that rows are gathered from: `same`, `keep`, or a format of their own. Default `same`. */
   readonly embeddings?: string;
   /**
-   * Convolutions: `all`, `none`, or `auto`: all at 8 bits, below that only those whose inputs per
-   * output channel fill a group. Default `auto`.
+   * Convolutions: `all`, `none`, or `auto`: those with fewer than 32 inputs per output channel in 8 bits
+   * at least. Default `auto`.
    */
   readonly convolutions?: string;
   /** Whether to search for the clip of least squared error. Default true. */
@@ -164,7 +164,8 @@ function sitesOf(
 }
 
 /**
- * The format asked for, or the nearest one whose groups fit: engines want rows to be whole groups.
+ * The format asked for, or the nearest one whose groups fill the rows, as engines want them: smaller
+ * groups; one group per row when rows are short; 8 bits, with which one scale per row is enough.
  */
 function fittingFormat(
   site: WeightSite,
@@ -174,28 +175,37 @@ function fittingFormat(
 ): IntegerFormat | undefined {
   const { columns, constant, kind } = site;
   const { bits, group, symmetric } = format;
-  const fits = group === 'channel' || columns % group === 0;
-  if (kind === 'convolution' && settings.convolutions !== 'all') {
-    const why =
-      settings.convolutions === 'none'
-        ? 'convolutions are kept by option'
-        : bits < 8 && (!fits || columns < 32)
-          ? `its ${columns} inputs per output channel are too few for ${format.name}`
-          : undefined;
-    if (why !== undefined) {
-      context.refuse('convolution', constant, why);
-      return undefined;
-    }
+  if (kind === 'convolution' && settings.convolutions === 'none') {
+    context.refuse('convolution', constant, 'convolutions are kept by option');
+    return undefined;
   }
-  if (fits) return format;
+  // few inputs, as in a depthwise convolution: every weight counts, and a scale costs more than it saves
+  const small =
+    kind === 'convolution' && settings.convolutions === 'auto' && columns < SMALL_FILTER;
+  if (small && bits < 8) {
+    const why = `${columns} inputs per output channel are few`;
+    return instead(constant, integerFormat(8, 'channel', symmetric), why, context);
+  }
+  if (group === 'channel' || columns % group === 0) return format;
   const smaller = groupSizes.findLast((size) => size < group && columns % size === 0);
-  const fallback = integerFormat(bits, smaller ?? 'channel', symmetric);
-  context.refuse(
-    'group',
-    constant,
-    `${columns} inputs are no multiple of ${group}; stored as ${fallback.name} instead`,
-  );
-  return fallback;
+  const fallback =
+    smaller !== undefined
+      ? integerFormat(bits, smaller, symmetric)
+      : integerFormat(columns <= 2 * group ? bits : 8, 'channel', symmetric);
+  return instead(constant, fallback, `${columns} inputs are no multiple of ${group}`, context);
+}
+
+/** Filters with fewer inputs than this are stored in 8 bits at least. */
+const SMALL_FILTER = 32;
+
+function instead(
+  constant: Value,
+  format: IntegerFormat,
+  why: string,
+  context: PassContext,
+): IntegerFormat {
+  context.refuse('group', constant, `${why}; stored as ${format.name} instead`);
+  return format;
 }
 
 /** Replaces one constant. Undefined after saying why it could not be. */

@@ -165,10 +165,12 @@ test('convolutions and recurrent weights are stored by output channel', async ()
   assert.deepEqual(ops(b.model), ['Dequantize', 'Reshape', 'Conv']);
   assert.ok(difference(expected, run(b.model, { x })) < 0.01);
 
-  const depthwise = conv(1, 8);
-  const report = await quantized(depthwise.model, { format: 'w4g32', ...small });
-  assert.match(report.refusals[0]?.why ?? '', /9 inputs per output channel are too few for w4g32/);
-  assert.deepEqual(ops(depthwise.model), ['Conv']);
+  // 9 inputs per output channel: 8 bits
+  const depthwise = await quantized(conv(1, 8).model, { format: 'w4g32', ...small });
+  assert.match(depthwise.refusals[0]?.why ?? '', /9 inputs .* are few; stored as w8 instead/);
+  assert.deepEqual(depthwise.rewrites, { w8: 1 });
+  const all = await quantized(conv(1, 8).model, { format: 'w4g32', convolutions: 'all', ...small });
+  assert.deepEqual(all.rewrites, { w4: 1 });
 
   const kept = await quantized(conv(16).model, { format: 'w8', convolutions: 'none', ...small });
   assert.match(kept.refusals[0]?.why ?? '', /kept by option/);
@@ -187,6 +189,7 @@ test('a weight whose inputs are no whole groups says what it was stored as inste
   for (const [columns, stored] of [
     [48, 'w4g16'],
     [50, 'w4'],
+    [90, 'w8'],
   ] as const) {
     const { model } = linear(8, columns);
     const report = await quantized(model, { format: 'w4g32', ...small });
