@@ -84,7 +84,7 @@ export interface Loading {
 export interface EngineContext {
   readonly manifest: Manifest;
   /** Reads and checks one of `manifest.files`. */
-  readFile(path: string): Promise<Uint8Array<ArrayBuffer>>;
+  readonly readFile: (path: string) => Promise<Uint8Array<ArrayBuffer>>;
   /** Aborts the load. */
   readonly signal: AbortSignal | undefined;
 }

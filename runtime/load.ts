@@ -152,11 +152,11 @@ async function fill(
   arrived: (bytes: number) => void,
 ): Promise<void> {
   let offset = 0;
-  const { readInto } = source;
-  if (readInto !== undefined) {
-    offset = await guarded(source, file.path, signal, () =>
-      readInto.call(source, file.path, target, signal === undefined ? {} : { signal }),
-    );
+  if (source.readInto !== undefined) {
+    offset =
+      (await guarded(source, file.path, signal, async () =>
+        source.readInto?.(file.path, target, signal === undefined ? {} : { signal }),
+      )) ?? 0;
     arrived(offset);
     if (offset < target.length) throw wrongSize(file.path, `${file.bytes}`, `${offset}`);
     return;

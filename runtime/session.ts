@@ -153,7 +153,11 @@ export class Session {
    * @throws {@link FettleError} USAGE when the bundle has none
    */
   tokenizer(): Promise<TextTokenizer> {
-    this.#tokenizer ??= this.#loadTokenizer();
+    this.#tokenizer ??= this.#loadTokenizer().catch((error: unknown) => {
+      // The next call may succeed: a package can be late, a download can have failed.
+      this.#tokenizer = undefined;
+      throw error;
+    });
     return this.#tokenizer;
   }
 
@@ -317,7 +321,7 @@ export class Session {
       const spec = this.#decoderSpec();
       const sequence = this.#openSequence();
       const ids = await this.#promptIds(prompt, options.continue === true, sequence);
-      const tokenizer = this.manifest.text === undefined ? undefined : await this.tokenizer();
+      const tokenizer = await this.#tokenizerFor(prompt);
       const guarded: Sequence = {
         ids: sequence.ids,
         get stateBytes(): number {
@@ -342,6 +346,16 @@ export class Session {
     } finally {
       if (this.#generating === own) this.#generating = undefined;
     }
+  }
+
+  /** Ids in, ids out works without the tokenizer's package; text does not. */
+  async #tokenizerFor(prompt: Prompt): Promise<TextTokenizer | undefined> {
+    if (this.manifest.text === undefined) return undefined;
+    return this.tokenizer().catch((error: unknown) => {
+      const absent = error instanceof FettleError && error.code === 'ENGINE_UNAVAILABLE';
+      if (prompt.kind === 'ids' && absent) return undefined;
+      throw error;
+    });
   }
 
   /** Ids to feed: what the sequence has not seen yet. Resets it when nothing of it can be used. */

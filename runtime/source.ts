@@ -173,7 +173,12 @@ async function httpAccess(url: URL, { signal }: ReadOptions): Promise<PackedAcce
   const first = await get(url, url.href, '', signal, { range: `bytes=0-${FIRST_BYTES - 1}` });
   const total = Number(/\/(\d+)$/.exec(first.headers.get('content-range') ?? '')?.[1]);
   // A server without ranges sends everything at once.
-  if (first.status !== 206 || !Number.isSafeInteger(total)) return blobAccess(await first.blob());
+  if (first.status !== 206) return blobAccess(await first.blob());
+  // Another origin must expose the header that tells the size; most do not.
+  if (!Number.isSafeInteger(total)) {
+    await first.body?.cancel();
+    return blobAccess(await (await get(url, url.href, '', signal, {})).blob());
+  }
   const head = new Uint8Array(await first.arrayBuffer());
   const stream = async (
     start: number,

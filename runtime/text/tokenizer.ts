@@ -25,9 +25,9 @@ export interface TextTokenizer {
    *
    * @param special - let the tokenizer add its own special tokens, such as a start token. Default true.
    */
-  encode(text: string, special?: boolean): number[];
+  readonly encode: (text: string, special?: boolean) => number[];
   /** Text of ids, special tokens left out. */
-  decode(ids: readonly number[]): string;
+  readonly decode: (ids: readonly number[]) => string;
 }
 
 /**

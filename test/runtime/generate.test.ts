@@ -270,7 +270,9 @@ test('flags, a rank-1 row and other dtypes are fed as declared', async () => {
 /** A whole-word tokenizer: `a` … `g` are tokens 1 … 7, `</s>` is 0. */
 function textFiles(): Record<string, Uint8Array> {
   const encode = (value: unknown): Uint8Array => new TextEncoder().encode(JSON.stringify(value));
-  const vocab = Object.fromEntries(['</s>', ...'abcdefg'].map((word, id) => [word, id]));
+  const vocab = Object.fromEntries(
+    ['</s>', 'a', 'b', 'c', 'd', 'e', 'f', 'g'].map((word, id) => [word, id]),
+  );
   return {
     'tokenizer.json': encode({
       added_tokens: [
@@ -376,11 +378,15 @@ test('files that make no tokenizer are BUNDLE_CORRUPT, a missing package ENGINE_
   );
   await using(
     textBundle(),
-    (session) =>
-      assert.rejects(
+    async (session) => {
+      await assert.rejects(
         session.generate('a').result(),
         fettleError('ENGINE_UNAVAILABLE', /tokenizers/),
-      ),
+      );
+      // Ids still work: only text needs the package.
+      const { tokens, text } = await session.generate([1, 2]).result();
+      assert.deepEqual([tokens, text], [[3, 6, 4, 0], '']);
+    },
     { text: { tokenizers: () => Promise.reject(new Error('not installed')) } },
   );
 });

@@ -121,6 +121,17 @@ test('a packed bundle opens from a URL without range requests', () =>
     assert.deepEqual(await load(`${origin}/tiny.fettle`), expected),
   ));
 
+test('a packed bundle opens from another origin that hides its size', () => {
+  const packed = packTar(linearBundle());
+  const hiding: RequestListener = ({ headers }, response) => {
+    if (headers.range === undefined) response.end(packed);
+    else response.writeHead(206).end(packed.subarray(0, 512));
+  };
+  return served(hiding, async (origin) =>
+    assert.deepEqual(await load(`${origin}/tiny.fettle`), expected),
+  );
+});
+
 test('progress counts every byte once and ends with ready', async () => {
   const seen: LoadProgress[] = [];
   await load(memorySource(linearBundle()), { onProgress: (progress) => seen.push(progress) });
