@@ -107,7 +107,7 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
     memory: memory.memory,
   });
   await writer.write({ progress: options.progress ?? (() => {}), signal: options.signal });
-  const noCanaries = await addCanaries(writer, program, request);
+  const noCanaries = await addCanaries(writer, program, memory, request);
   const quality = await addQuality(writer, request);
   const { entries, sha256 } = writer.entries();
   output.prepare(entries);
@@ -161,7 +161,6 @@ function memoryOf(
 ): { readonly memory: MemoryEstimate; readonly warnings: readonly string[] } {
   const memory = estimateMemory(program, {
     decoder: front.decoder,
-    contextLength: recipe.contextLength,
     foldsConstants: target.engine === 'ort',
     foldsDequantize: JSON.stringify(target.sessionOptions ?? {}).includes(
       '"disable_quant_qdq":"1"',
@@ -205,13 +204,19 @@ function memoryOf(
  */
 const canaryTolerance = { wasm: 1e-3, webgpu: 2e-2 } as const;
 
+/** Sessions that need more than this are not run while compiling: half of what WebAssembly can hold. */
+const RUNNABLE_BYTES = 2 ** 31;
+
 /** Adds canaries, or returns the warning that there are none. */
 async function addCanaries(
   writer: BundleWriter,
   program: Model,
+  { memory }: MemoryEstimate,
   { front, target, output, recipe, options }: BuildRequest,
 ): Promise<readonly string[]> {
   if (options.canaries === false) return [];
+  if (memory.weights > RUNNABLE_BYTES)
+    return ['The bundle carries no canaries: the model is too large to run here.'];
   const canaries = await makeCanaries({
     program,
     decoder: front.decoder,

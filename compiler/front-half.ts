@@ -3,8 +3,10 @@
  * model is driven. Done once per distinct start of a pipeline; a bundle is the same whether its target
  * is compiled alone or with others.
  */
+import { FettleError } from '../runtime/errors.ts';
 import type { DecoderSpec, Manifest } from '../runtime/manifest.ts';
 import type { PipelineStep, Target } from '../targets/target.ts';
+import type { DecoderAnalysis } from './analyze/decoder.ts';
 import { analyzeDecoder } from './analyze/decoder.ts';
 import type { Candidate } from './choose-format.ts';
 import { countParameters } from './choose-format.ts';
@@ -64,13 +66,23 @@ export class FrontHalves {
     return front;
   }
 
+  /** How the model is driven; the recipe may shorten the context, so that memory stays in a budget. */
+  private driven(model: Model): DecoderAnalysis {
+    const analysis = analyzeDecoder(model, this.source.config);
+    const { contextLength } = this.recipe;
+    if (analysis.decoder === undefined || contextLength === undefined) return analysis;
+    const allowed = analysis.decoder.contextLength;
+    if (contextLength > allowed) throw tooLong(contextLength, allowed);
+    return { ...analysis, decoder: { ...analysis.decoder, contextLength } };
+  }
+
   private async make(steps: readonly PipelineStep[]): Promise<Front> {
     const { source, options } = this;
     const model = source.read();
     inferModel(model, { contradictions: 'warn' });
     verifyModel(model);
     const reports = await runPasses(model, pipelineFrom(steps), passOptions(options, ''));
-    const { decoder, takesIds, reasons, warnings } = analyzeDecoder(model, source.config);
+    const { decoder, takesIds, reasons, warnings } = this.driven(model);
     this.sha256 ??= source.sha256();
     return {
       model,
@@ -90,6 +102,14 @@ export class FrontHalves {
       source,
     };
   }
+}
+
+function tooLong(wanted: number, allowed: number): FettleError {
+  return new FettleError(
+    'USAGE',
+    `The recipe asks for a context of ${wanted} tokens; the model has ${allowed}.`,
+    { at: { option: 'contextLength' }, fix: `Ask for at most ${allowed}.` },
+  );
 }
 
 /** Everything of the pipeline before weights are quantized, shapes filled in from the recipe. */

@@ -27,7 +27,7 @@ export interface Recipe {
   readonly skip: readonly string[];
   /** Sizes to specialize for, by the name of an input or of a size: `{ x: [1, 3, 48, 320], batch: [1] }`. */
   readonly shapes: Readonly<Record<string, InputShape>>;
-  /** Tokens (past and present) that the memory figures are for. Absent: what the model allows. */
+  /** Most tokens, past and present together. Absent: what the model allows, which is the most. */
   readonly contextLength?: number;
   /** Most bytes of the bundle, every file counted. */
   readonly maxSize?: number;

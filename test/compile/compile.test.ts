@@ -289,6 +289,19 @@ test('shapes of the recipe are fixed in the bundle', async () => {
   assert.equal(manifest.decoder?.state[0]?.shape[0], 1);
 });
 
+test('a recipe may shorten the context, and with it the state; it cannot lengthen it', async () => {
+  const { files } = await compileMicro({ contextLength: 64 });
+  const manifest = parseManifest(files.contents.get('out/manifest.json') ?? new Uint8Array());
+  assert.equal(manifest.decoder?.contextLength, 64);
+  assert.equal(manifest.memory.tokens, 64);
+  // 2 layers of keys and values, 2 heads of 16, f32
+  assert.equal(manifest.memory.state, 2 * 2 * 2 * 16 * 4 * 64);
+  await assert.rejects(
+    compileMicro({ contextLength: 257 }),
+    fails('USAGE', /a context of 257 tokens; the model has 256/),
+  );
+});
+
 test('targets and formats that do not exist or do not fit are refused before any work', async () => {
   const untouched = { ...micro(), read: () => assert.fail('the model was read') };
   const attempt = (targets: string[], recipe: object = {}): Promise<unknown> =>
