@@ -19,10 +19,10 @@ export const cleanUp: readonly PipelineStep[] = [
   // merging makes no-ops (two transposes that cancel), so it comes before removing them
   'merge-adjacent',
   'eliminate-identity',
+  // wants weights to itself, so it comes before equal ones are shared
+  'fold-batch-norm',
   // weights that an exporter copied per layer become one, and so do the ops on them …
   'deduplicate-weights',
   // … when equal ops are merged
   'eliminate-common-subexpressions',
-  // needs a convolution's result to have one reader, which the passes above bring about
-  'fold-batch-norm',
 ];

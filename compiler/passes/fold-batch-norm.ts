@@ -3,6 +3,7 @@
  *
  *     BatchNormalization(Conv(x, w), scale, shift, mean, variance)    ->   Conv(x, w', b')
  *     Add(Mul(Conv(x, w, b), s), t)                                   ->   Conv(x, w·s, b·s + t)
+ *     Add(Mul(BatchNormalization(x, g, b, m, v), s), t)    ->    BatchNormalization(x, g·s, b·s + t, m, v)
  *
  * Weights are multiplied in doubles and rounded once to f32, so outputs differ from the original's by
  * rounding: about 1e-6 of their range for a layer. The only clean-up that is not bit-exact.
@@ -30,17 +31,20 @@ export function foldBatchNorm(): Pass {
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes())
-        if (node.domain === '' && (node.op === 'Conv' || node.op === 'ConvTranspose'))
-          visit(node, model.opset, context);
+        if (node.domain === '' && roots.has(node.op)) visit(node, model.opset, context);
       return context.rewriter.changes > before;
     },
   };
 }
 
+/** Ops whose inputs 1 and 2 are a scale (or a kernel, which scales) and a bias per output channel. */
+const roots: ReadonlySet<string> = new Set(['Conv', 'ConvTranspose', 'BatchNormalization']);
+
 function visit(conv: Node, opset: number, context: PassContext): void {
   const weight = conv.inputs[1];
   const channels = weight?.shape === undefined ? undefined : channelsOf(conv, weight.shape);
   if (weight === undefined || channels === undefined) return;
+  if (conv.op === 'BatchNormalization' && trainingReason(conv, opset) !== undefined) return;
   const affine: Affine = {
     scale: new Float64Array(channels).fill(1),
     shift: new Float64Array(channels),
@@ -72,23 +76,27 @@ function ruleOf(node: Node): string {
 function reasonToKeep(conv: Node, weight: Value): string | undefined {
   const bias = conv.inputs[2];
   if (weight.weight === undefined || (bias !== undefined && bias.weight === undefined))
-    return 'the weights of the convolution are not constant';
-  if (weight.useCount > 1) return 'the weights of the convolution are used elsewhere';
+    return `the weights of the ${conv.op} are not constant`;
+  if (weight.useCount > 1 && weight.weight.byteLength > SMALL_BYTES)
+    return `the weights of the ${conv.op} are used elsewhere`;
   if (weight.dtype !== 'f32' && weight.dtype !== 'f64')
     return `weights of ${weight.dtype} would lose too much`;
   return undefined;
 }
 
-/** Output channels, from [M, C/group, …] for Conv and [C, M/group, …] for ConvTranspose. */
+/** Weights up to this size may be copied for the sake of one of their readers. */
+const SMALL_BYTES = 65_536;
+
+/** Output channels, from [M, C/group, …] for Conv and [C, M/group, …] for ConvTranspose; [M] for a norm. */
 function channelsOf(conv: Node, shape: readonly (number | string)[]): number | undefined {
   const [first, second] = shape;
-  if (conv.op === 'Conv') return typeof first === 'number' ? first : undefined;
+  if (conv.op !== 'ConvTranspose') return typeof first === 'number' ? first : undefined;
   return typeof second === 'number' ? second * conv.int('group', 1) : undefined;
 }
 
 /** What a node does to each channel; a sentence when it cannot be folded; undefined for another op. */
 function stepOf(node: Node, value: Value, conv: Node, opset: number): Affine | string | undefined {
-  const rank = conv.inputs[1]?.shape?.length ?? 0;
+  const rank = value.shape?.length ?? (conv.op === 'Conv' ? (conv.input(1).shape?.length ?? 0) : 0);
   const channels = channelsOf(conv, conv.inputs[1]?.shape ?? []) ?? 0;
   if (node.op === 'BatchNormalization') return batchNorm(node, value, channels, opset);
   if (!['Add', 'Sub', 'Mul', 'Div'].includes(node.op)) return undefined;
@@ -132,11 +140,8 @@ function batchNorm(
   opset: number,
 ): Affine | string | undefined {
   if (node.inputs[0] !== value) return undefined;
-  if (node.int('training_mode', 0) !== 0 || (opset < 7 && node.int('is_test', 0) === 0))
-    return 'it is in training mode';
-  if (node.outputs.slice(1).some((output) => (output?.useCount ?? 0) > 0))
-    return 'its statistics are used';
-  if (node.int('spatial', 1) === 0) return 'it normalizes each place by itself';
+  const training = trainingReason(node, opset);
+  if (training !== undefined) return training;
   const constants = [1, 2, 3, 4].map((index) => node.inputs[index]?.constant());
   const numbers = constants.flatMap((constant) =>
     constant === undefined ? [] : [readNumbers(constant)],
@@ -149,6 +154,15 @@ function batchNorm(
   const scale = Float64Array.from(gain, (g, c) => g / Math.sqrt((variance[c] ?? 0) + epsilon));
   const shift = Float64Array.from(beta, (b, c) => b - (mean[c] ?? 0) * (scale[c] ?? 0));
   return { scale, shift };
+}
+
+/** Why a BatchNormalization is more than a scale and a shift per channel. */
+function trainingReason(node: Node, opset: number): string | undefined {
+  if (node.int('training_mode', 0) !== 0 || (opset < 7 && node.int('is_test', 0) === 0))
+    return 'it is in training mode';
+  if (node.outputs.slice(1).some((output) => (output?.useCount ?? 0) > 0))
+    return 'its statistics are used';
+  return node.int('spatial', 1) === 0 ? 'it normalizes each place by itself' : undefined;
 }
 
 /** `affine` followed by `step`, in place. */
@@ -201,7 +215,8 @@ function scaleKernel(conv: Node, kernel: Tensor, scale: Float64Array): Tensor {
   for (let i = 0; i < numbers.length; i++) {
     const row = Math.floor(i / (inner * second));
     const column = Math.floor(i / inner) % second;
-    const channel = conv.op === 'Conv' ? row : Math.floor(row / (first / groups)) * second + column;
+    const channel =
+      conv.op === 'ConvTranspose' ? Math.floor(row / (first / groups)) * second + column : row;
     numbers[i] = (numbers[i] ?? 0) * (scale[channel] ?? 1);
   }
   return writeNumbers(kernel.dtype, kernel.shape, numbers);
