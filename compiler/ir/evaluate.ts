@@ -148,7 +148,18 @@ class Run {
       graph: (graph, arguments_) => this.subgraph(graph, arguments_, scope),
       random: uniformNumbers,
     };
-    return definition.evaluate(context);
+    try {
+      return definition.evaluate(context);
+    } catch (error) {
+      // operands that no check of the op caught show as the language's own errors
+      if (!(error instanceof RangeError || error instanceof TypeError)) throw error;
+      const given = inputs.map((tensor) => (tensor ? `${tensor.dtype} [${tensor.shape}]` : 'none'));
+      throw new FettleError(
+        'MODEL_INVALID',
+        `${node.describe()} cannot be evaluated on ${given.join(', ')}: ${error.message}`,
+        { at: { node: node.name, op: node.op }, cause: error },
+      );
+    }
   }
 
   private subgraph(

@@ -90,6 +90,19 @@ export function liveSubgraphs(node: Node): readonly Graph[] {
   return graph === undefined ? [] : [graph];
 }
 
+/** Sizes computed from attributes and contents of a damaged file may be anything. */
+function checkSizes(node: Node, shape: Shape | undefined): void {
+  const wrong = shape?.find(
+    (dim) => typeof dim === 'number' && !(Number.isSafeInteger(dim) && dim >= 0),
+  );
+  if (wrong !== undefined)
+    throw new FettleError(
+      'MODEL_INVALID',
+      `${node.describe()}: its inputs and attributes give an output of [${shape?.join(', ')}].`,
+      { at: { node: node.name, op: node.op }, fix: 'Check the exporter that wrote the model.' },
+    );
+}
+
 function typeText({ dtype, shape }: ValueType): string {
   return `${dtype ?? '?'}${shape === undefined ? '' : textOf(shape)}`;
 }
@@ -122,6 +135,7 @@ class Inference {
       return [];
     }
     const types = definition.infer(this.contextOf(node));
+    for (const { shape } of types) checkSizes(node, shape);
     return types.map((type) => this.limited(type));
   }
 

@@ -29,7 +29,6 @@ interface PackedWeights {
 function layoutOf(node: Node): PackedWeights {
   const [n, k] = [node.int('N', 0), node.int('K', 0)];
   const [bits, blockSize] = [node.int('bits', 4), node.int('block_size', 32)];
-  if (![2, 4, 8].includes(bits)) throw unsupported({ node }, `${bits} bits`);
   if (n < 1 || k < 1 || blockSize < 1)
     throw opError({ node }, `N ${n}, K ${k} and block_size ${blockSize} must be positive`);
   return { n, k, bits, blockSize, blocks: Math.ceil(k / blockSize) };
@@ -56,6 +55,7 @@ function zeroPoints(
 /** The weights as floats, `[N, K]`. */
 function unpackWeights(context: EvaluateContext, layout: PackedWeights): Float32Array {
   const { n, k, bits, blockSize, blocks } = layout;
+  if (![2, 4, 8].includes(bits)) throw unsupported(context, `${bits} bits`);
   const packed = readNumbers(context.input(1));
   const scales = floatsOf(context.input(2));
   const zeroOf = zeroPoints(layout, context.inputs[3]);

@@ -82,8 +82,13 @@ export function extentOf(attributes: WindowAttributes, axis: number): number {
   return ((attributes.kernel[axis] ?? 1) - 1) * (attributes.dilations[axis] ?? 1) + 1;
 }
 
-/** Number of windows along one spatial axis. */
+/** Number of windows along one spatial axis; 0 when not even one fits. */
 export function windowCount(attributes: WindowAttributes, axis: number, input: Dim): Dim {
+  const count = countOf(attributes, axis, input);
+  return typeof count === 'number' ? Math.max(0, count) : count;
+}
+
+function countOf(attributes: WindowAttributes, axis: number, input: Dim): Dim {
   const stride = attributes.strides[axis] ?? 1;
   if (attributes.autoPad.startsWith('SAME')) return ceilDivideDims(input, stride);
   const valid = attributes.autoPad === 'VALID';
@@ -101,9 +106,7 @@ export function windowCount(attributes: WindowAttributes, axis: number, input: D
 /** Fixes a window's sizes and padding for an input of known size. */
 export function resolveWindow(attributes: WindowAttributes, input: readonly number[]): Window {
   const rank = attributes.kernel.length;
-  const output = input.map((size, axis) =>
-    Math.max(0, Number(windowCount(attributes, axis, size))),
-  );
+  const output = input.map((size, axis) => Number(windowCount(attributes, axis, size)));
   const padsBegin: number[] = [];
   const padsEnd: number[] = [];
   for (let axis = 0; axis < rank; axis++) {
