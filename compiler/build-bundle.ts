@@ -86,7 +86,7 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
   const program = cloneModel(front.model);
   const passes = pipelineFrom(backSteps(target, recipe, format));
   const reports = await runPasses(program, passes, {
-    ...passOptions(options, `${target.id}/`),
+    ...passOptions(options, `${target.id}-`),
     target,
   });
   const { lowered, report } = lower(program, target);
@@ -215,6 +215,7 @@ async function addCanaries(
   { front, target, output, recipe, options }: BuildRequest,
 ): Promise<readonly string[]> {
   if (options.canaries === false) return [];
+  if (!recipe.canaries) return [];
   if (memory.weights > RUNNABLE_BYTES)
     return ['The bundle carries no canaries: the model is too large to run here.'];
   const canaries = await makeCanaries({

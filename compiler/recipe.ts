@@ -41,6 +41,8 @@ export interface Recipe {
   readonly kv: 'source';
   /** Whether fusion rules run. */
   readonly fusion: boolean;
+  /** Whether the bundle carries inputs and outputs for `session.check()`. */
+  readonly canaries: boolean;
   /** Seed of everything random: canary inputs, searches. */
   readonly seed: number;
 }
@@ -54,6 +56,7 @@ export const defaultRecipe: Recipe = {
   dropLayers: 0,
   kv: 'source',
   fusion: true,
+  canaries: true,
   seed: 1,
 };
 
@@ -92,6 +95,7 @@ const readers: Readonly<Record<keyof Recipe, Reader>> = {
   dropLayers: notYet('dropLayers', 0),
   kv: notYet('kv', 'source'),
   fusion: readBoolean,
+  canaries: readBoolean,
   seed: wholeNumber(0),
 };
 

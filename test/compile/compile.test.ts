@@ -289,6 +289,18 @@ test('shapes of the recipe are fixed in the bundle', async () => {
   assert.equal(manifest.decoder?.state[0]?.shape[0], 1);
 });
 
+test('canaries can be left out, and the texts of the model can be had after every pass', async () => {
+  const dumped: string[] = [];
+  const { files } = await compileMicro(
+    { canaries: false, weights: 'w4g32' },
+    { dump: (name, text) => dumped.push(`${name} ${text.length > 0}`) },
+  );
+  assert.equal(files.stat('out/canaries.bin'), undefined);
+  assert.equal(dumped[0], '00-input true');
+  assert.deepEqual(dumped, dumped.toSorted());
+  assert.ok(dumped.includes('ort-wasm-01-quantize-weights true'), dumped.join());
+});
+
 test('a recipe may shorten the context, and with it the state; it cannot lengthen it', async () => {
   const { files } = await compileMicro({ contextLength: 64 });
   const manifest = parseManifest(files.contents.get('out/manifest.json') ?? new Uint8Array());
