@@ -10,12 +10,13 @@
  * Integer and moving ops are exact. Floats are computed in doubles and rounded once, which an engine
  * that computes in f32 can differ from in the last bit.
  */
-import { FettleError } from '../../runtime/errors.ts';
+import { FettleError, assert, throwIfAborted } from '../../runtime/errors.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
-import { bytesFor, dtypes } from '../../runtime/tensor.ts';
+import { bytesFor, bytesOf, elementCount } from '../../runtime/tensor.ts';
 import { isStatic } from '../ir/dim.ts';
 import { evaluateNode } from '../ir/evaluate.ts';
-import type { Graph, Node, Value } from '../ir/graph.ts';
+import type { Node, Value } from '../ir/graph.ts';
+import { Graph, Model } from '../ir/graph.ts';
 import { Weight } from '../ir/weight.ts';
 import { definitionOf } from '../ops/index.ts';
 import { uniformValueOf } from './constants.ts';
@@ -45,14 +46,21 @@ export function foldConstants(options: FoldConstantsOptions = {}): Pass {
     options: settings,
     run(model, context) {
       const before = context.rewriter.changes;
-      for (const node of model.graph.allNodes()) visit(node, settings, context);
+      const recent: Recent = {};
+      for (const node of model.graph.allNodes()) visit(node, settings, context, recent);
       return context.rewriter.changes > before;
     },
   };
 }
 
-function visit(node: Node, limits: Required<FoldConstantsOptions>, context: PassContext): void {
+function visit(
+  node: Node,
+  limits: Required<FoldConstantsOptions>,
+  context: PassContext,
+  recent: Recent,
+): void {
   const { rewriter } = context;
+  throwIfAborted(context.signal);
   if (node.graph === undefined) return;
   if (node.op === 'If' && node.domain === '') {
     inlineKnownBranch(node, context);
@@ -69,7 +77,7 @@ function visit(node: Node, limits: Required<FoldConstantsOptions>, context: Pass
     context.refuse(rule, node, why);
     return;
   }
-  const results = weightsOf(node, limits, context);
+  const results = weightsOf(node, limits, context, recent);
   if (results === undefined) return;
   rewriter.before(node);
   node.outputs.forEach((output, index) => {
@@ -112,10 +120,7 @@ const packedOps: ReadonlySet<string> = new Set(['DequantizeLinear', 'Dequantize'
 /** Bytes of a value of known type; 0 when the type is not known. */
 function bytesOfValue({ dtype, shape }: Value): number {
   if (dtype === undefined || !isStatic(shape)) return 0;
-  return bytesFor(
-    dtype,
-    shape.reduce((product, dim) => product * dim, 1),
-  );
+  return bytesFor(dtype, elementCount(shape));
 }
 
 function sizeProblem(
@@ -140,32 +145,24 @@ function weightsOf(
   node: Node,
   limits: Required<FoldConstantsOptions>,
   context: PassContext,
+  recent: Recent,
 ): readonly (Weight | undefined)[] | undefined {
   const stored = storedValue(node);
   if (stored !== undefined) return [stored];
   let results: readonly (Tensor | undefined)[];
+  const inputs = node.inputs.map((input) => input?.weight);
   try {
     results = evaluateNode(
       node,
       context.rewriter.model,
-      node.inputs.map((input) => input?.constant()),
+      inputs.map((input) => input?.tensor()),
     );
   } catch (error) {
     if (!(error instanceof FettleError)) throw error;
     context.refuse('fold', node, error.message);
     return undefined;
   }
-  const bytes = results.reduce(
-    (sum, result) =>
-      sum +
-      (result === undefined || dtypes[result.dtype].bits === 0
-        ? 0
-        : bytesFor(
-            result.dtype,
-            result.shape.reduce((product, dim) => product * dim, 1),
-          )),
-    0,
-  );
+  const bytes = results.reduce((sum, result) => sum + bytesOfTensor(result), 0);
   const why = node.op === 'Constant' ? undefined : sizeProblem(bytes, node, limits);
   if (why !== undefined) {
     context.refuse('fold', node, why);
@@ -174,7 +171,62 @@ function weightsOf(
   const complete = node.outputs.every(
     (output, index) => output === undefined || results[index] !== undefined,
   );
-  return complete ? results.map((result) => result && Weight.of(result)) : undefined;
+  if (!complete) return undefined;
+  const { opsets } = context.rewriter.model;
+  return results.map(
+    (result, index) => result && folded(result, new Recipe(node, index, inputs, opsets), recent),
+  );
+}
+
+function bytesOfTensor(result: Tensor | undefined): number {
+  return result === undefined || result.dtype === 'string'
+    ? 0
+    : bytesFor(result.dtype, elementCount(result.shape));
+}
+
+/** Larger results are computed again when they are read, so that they are not all in memory. */
+const HELD_BYTES = 4 * 1024 * 1024;
+
+/** The result read last. */
+interface Recent {
+  recipe?: Recipe;
+  bytes?: Uint8Array;
+}
+
+/** How to compute a folded result again, whatever becomes of the model. */
+class Recipe {
+  private readonly node: Node;
+  private readonly index: number;
+  private readonly inputs: readonly (Weight | undefined)[];
+  private readonly model: Model;
+
+  constructor(
+    node: Node,
+    index: number,
+    inputs: readonly (Weight | undefined)[],
+    opsets: ReadonlyMap<string, number>,
+  ) {
+    this.node = node;
+    this.index = index;
+    this.inputs = inputs;
+    // a model of its own: the opset of the edited one may change later
+    this.model = new Model(new Graph(''), opsets);
+  }
+
+  bytes(): Uint8Array {
+    const inputs = this.inputs.map((input) => input?.tensor());
+    const result = evaluateNode(this.node, this.model, inputs)[this.index];
+    assert(result !== undefined, `${this.node.describe()} no longer gives output ${this.index}`);
+    return bytesOf(result.data);
+  }
+}
+
+function folded(result: Tensor, recipe: Recipe, recent: Recent): Weight {
+  if (bytesOfTensor(result) <= HELD_BYTES) return Weight.of(result);
+  return Weight.lazy(result.dtype, result.shape, (start, length) => {
+    if (recent.recipe !== recipe) [recent.recipe, recent.bytes] = [recipe, recipe.bytes()];
+    return (recent.bytes ?? new Uint8Array(0)).subarray(start, start + length);
+  });
 }
 
 /** The tensor of a Constant node; its contents stay where they are until somebody needs them. */
