@@ -4,7 +4,7 @@
  * tokenizer come through an import map, as they would in an app.
  */
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { after, before, describe, test } from 'node:test';
 
 import type { Browser, Page } from 'playwright-core';
 import {
@@ -61,37 +61,6 @@ let server: PageServer;
 let browser: Browser | undefined;
 let page: Page;
 let missing: string | undefined;
-
-before(async () => {
-  await compileNib();
-  const code = await bundleScript(script, Object.keys(imports));
-  server = await startServer(
-    (path) => (path === '/' ? html : path === '/fettle.js' ? code : undefined),
-    (path) => {
-      const [, name = '', file = ''] = path.split('/');
-      const packed = bundles[name.replace(/\.fettle$/, '')];
-      if (packed !== undefined && name.endsWith('.fettle')) return packTar(packed);
-      return bundles[name]?.get(file);
-    },
-    moduleRoute('onnxruntime-web'),
-    moduleRoute('@huggingface/tokenizers'),
-    moduleRoute('@huggingface/jinja'),
-  );
-  try {
-    browser = await launchChromium();
-    page = await browser.newPage();
-    await page.goto(`${server.origin}/`);
-    await page.waitForFunction(() => 'fettle' in globalThis);
-  } catch (error) {
-    if (!(error instanceof BrowserMissing)) throw error;
-    missing = error.message;
-  }
-});
-
-after(async () => {
-  await browser?.close();
-  await server.close();
-});
 
 /** Compiles the built-in model for both targets, in memory. */
 async function compileNib(): Promise<void> {
@@ -156,65 +125,117 @@ function generate(
   );
 }
 
-test('the page is cross-origin isolated and has a WebGPU adapter', async (t) => {
-  if (missing !== undefined) return t.skip(missing);
-  const host = await page.evaluate(async () => ({
-    isolated: globalThis.crossOriginIsolated,
-    adapter: (await navigator.gpu?.requestAdapter()) !== null,
-  }));
-  assert.deepEqual(host, { isolated: true, adapter: true });
-});
-
-for (const provider of ['wasm', 'webgpu'] as const) {
-  test(`a model gives the same in Chromium on ${provider} as in Node`, async (t) => {
-    if (missing !== undefined) return t.skip(missing);
-    // Small whole numbers: every engine computes them exactly.
-    assert.deepEqual(await runLinear(provider, '/linear/'), [101, 202, 303, 110, 211, 312]);
-    assert.deepEqual(await runLinear(provider, '/linear.fettle'), [101, 202, 303, 110, 211, 312]);
-  });
-
-  test(`a decoder keeps its cache in Chromium on ${provider}`, async (t) => {
-    if (missing !== undefined) return t.skip(missing);
-    const { tokens, stateBytes } = await generate('/decoder/', [1, 2], 8, provider);
-    assert.deepEqual(tokens, [3, 6, 4, 0]);
-    assert.equal(stateBytes, 5 * 4);
-  });
-
-  test(`the built-in model, compiled for ort-${provider}, gives the same in Chromium as in Node`, async (t) => {
-    if (missing !== undefined) return t.skip(missing);
-    const files = bundles[`nib-ort-${provider}`] ?? new Map();
-    const prompt = 'The old man walked down to the';
-    const there = await generate(`/nib-ort-${provider}/`, prompt, 2);
-    // The canaries' expected outputs were computed in Node when the bundle was compiled; how far another
-    // engine may be off is the bundle's own tolerance.
-    assert.ok(there.report?.passed, JSON.stringify(there.report));
-    const session = await openBundle(memorySource(files), { ort: { provider: 'wasm' } });
-    const here = await session.generate(prompt, { maxTokens: 2, temperature: 0 }).result();
-    await session.dispose();
-    assert.deepEqual([there.text, there.tokens], [here.text, here.tokens]);
-  });
-}
-
-test('two sessions run at once in Chromium, on one WebGPU device', async (t) => {
-  if (missing !== undefined) return t.skip(missing);
-  const [linear, decoder, again] = await Promise.all([
-    runLinear('webgpu', '/linear/'),
-    generate('/decoder/', [1, 2], 8, 'webgpu'),
-    generate('/decoder/', [5], 1, 'webgpu'),
-  ]);
-  assert.deepEqual(linear, [101, 202, 303, 110, 211, 312]);
-  assert.deepEqual(decoder.tokens, [3, 6, 4, 0]);
-  assert.deepEqual(again.tokens, [5]);
-});
-
-test('a bundle that a server answers with its front page is refused in the browser too', async (t) => {
-  if (missing !== undefined) return t.skip(missing);
-  const error = await page.evaluate(async () => {
-    const { openBundle } = (globalThis as unknown as { fettle: PageFettle }).fettle;
-    return openBundle('/nowhere/').then(
-      () => 'opened',
-      (problem: { code: string; message: string }) => `${problem.code} ${problem.message}`,
+// A suite, so that its hooks do not become those of every file that shares the process.
+describe('in headless Chromium', () => {
+  before(async () => {
+    const code = await bundleScript(script, Object.keys(imports));
+    server = await startServer(
+      (path) => (path === '/fettle.js' ? code : undefined),
+      // As single-page apps do: the front page for whatever is not there.
+      (path) => (path === '/' || path.startsWith('/app/') ? html : undefined),
+      (path) => {
+        const [, name = '', file = ''] = path.split('/');
+        const packed = bundles[name.replace(/\.fettle$/, '')];
+        if (packed !== undefined && name.endsWith('.fettle')) return packTar(packed);
+        return bundles[name]?.get(file);
+      },
+      moduleRoute('onnxruntime-web'),
+      moduleRoute('@huggingface/tokenizers'),
+      moduleRoute('@huggingface/jinja'),
     );
+    try {
+      browser = await launchChromium();
+      await compileNib();
+      page = await browser.newPage();
+      await page.goto(`${server.origin}/`);
+      await page.waitForFunction(() => 'fettle' in globalThis);
+    } catch (error) {
+      if (!(error instanceof BrowserMissing)) throw error;
+      missing = error.message;
+    }
   });
-  assert.match(error, /^BUNDLE_CORRUPT Cannot find "manifest.json" in http/);
+
+  after(async () => {
+    await browser?.close();
+    await server.close();
+  });
+
+  test('the page is cross-origin isolated and has a WebGPU adapter', async (t) => {
+    if (missing !== undefined) return t.skip(missing);
+    const host = await page.evaluate(async () => ({
+      isolated: globalThis.crossOriginIsolated,
+      adapter: (await navigator.gpu?.requestAdapter()) !== null,
+    }));
+    assert.deepEqual(host, { isolated: true, adapter: true });
+  });
+
+  for (const provider of ['wasm', 'webgpu'] as const) {
+    test(`a model gives the same in Chromium on ${provider} as in Node`, async (t) => {
+      if (missing !== undefined) return t.skip(missing);
+      // Small whole numbers: every engine computes them exactly.
+      assert.deepEqual(await runLinear(provider, '/linear/'), [101, 202, 303, 110, 211, 312]);
+      assert.deepEqual(await runLinear(provider, '/linear.fettle'), [101, 202, 303, 110, 211, 312]);
+    });
+
+    test(`a decoder keeps its cache in Chromium on ${provider}`, async (t) => {
+      if (missing !== undefined) return t.skip(missing);
+      const { tokens, stateBytes } = await generate('/decoder/', [1, 2], 8, provider);
+      assert.deepEqual(tokens, [3, 6, 4, 0]);
+      assert.equal(stateBytes, 5 * 4);
+    });
+
+    test(`the built-in model, compiled for ort-${provider}, gives the same in Chromium as in Node`, async (t) => {
+      if (missing !== undefined) return t.skip(missing);
+      const files = bundles[`nib-ort-${provider}`] ?? new Map();
+      const prompt = 'The old man walked down to the';
+      const there = await generate(`/nib-ort-${provider}/`, prompt, 2);
+      // The canaries' expected outputs were computed in Node when the bundle was compiled; how far another
+      // engine may be off is the bundle's own tolerance.
+      assert.ok(there.report?.passed, JSON.stringify(there.report));
+      const session = await openBundle(memorySource(files), { ort: { provider: 'wasm' } });
+      const here = await session.generate(prompt, { maxTokens: 2, temperature: 0 }).result();
+      await session.dispose();
+      assert.deepEqual([there.text, there.tokens], [here.text, here.tokens]);
+    });
+  }
+
+  test('onnxruntime-web runs on two threads where the page asks for them', async (t) => {
+    if (missing !== undefined) return t.skip(missing);
+    // A page of its own: the number of threads is fixed when the module starts.
+    const other = await browser?.newPage();
+    assert.ok(other);
+    await other.goto(`${server.origin}/`);
+    await other.waitForFunction(() => 'fettle' in globalThis);
+    const report = await other.evaluate(async () => {
+      const { openBundle } = (globalThis as unknown as { fettle: PageFettle }).fettle;
+      const session = await openBundle('/nib-ort-wasm/', { ort: { threads: 2 } });
+      return session.check().finally(() => session.dispose());
+    });
+    await other.close();
+    assert.ok(report.passed, JSON.stringify(report));
+  });
+
+  test('two sessions run at once in Chromium, on one WebGPU device', async (t) => {
+    if (missing !== undefined) return t.skip(missing);
+    const [linear, decoder, again] = await Promise.all([
+      runLinear('webgpu', '/linear/'),
+      generate('/decoder/', [1, 2], 8, 'webgpu'),
+      generate('/decoder/', [5], 1, 'webgpu'),
+    ]);
+    assert.deepEqual(linear, [101, 202, 303, 110, 211, 312]);
+    assert.deepEqual(decoder.tokens, [3, 6, 4, 0]);
+    assert.deepEqual(again.tokens, [5]);
+  });
+
+  test('a bundle that a server answers with its front page is refused in the browser too', async (t) => {
+    if (missing !== undefined) return t.skip(missing);
+    const error = await page.evaluate(async () => {
+      const { openBundle } = (globalThis as unknown as { fettle: PageFettle }).fettle;
+      return openBundle('/app/nowhere/').then(
+        () => 'opened',
+        (problem: { code: string; message: string }) => `${problem.code} ${problem.message}`,
+      );
+    });
+    assert.match(error, /^BUNDLE_CORRUPT Cannot read "manifest.json": it is not JSON/);
+  });
 });
