@@ -9,6 +9,8 @@ import type { QuantizedGroup } from './quantized-uses.ts';
 export interface LowerContext {
   /** The only way to edit. */
   readonly rewriter: Rewriter;
+  /** Provider that runs the model. */
+  readonly provider: 'wasm' | 'webgpu';
   /** Number format of constants by name, for the manifest. */
   readonly formats: Map<string, string>;
   /** Records why a form that was looked for was not used. */

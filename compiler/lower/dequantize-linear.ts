@@ -5,7 +5,8 @@
  *
  *     MatMul(x, Dequantize)     ->  MatMul(x, DequantizeLinear(i4 [K, N], Cast(f16 [K/32, N]), axis 0))
  *     Gather(Dequantize, ids)   ->  GatherBlockQuantized(i4 [V, D], ids, Cast(f16 [V, D/32]))
- *     tied: both, over one i4 [V, D]; the product becomes FusedMatMul(x, DequantizeLinear(…), transB)
+ *     tied: both, over one i4 [V, D]; the product becomes FusedMatMul(x, DequantizeLinear(…), transB),
+ *     or with WebGPU, which has no FusedMatMul, MatMul(x, Transpose(DequantizeLinear(…)))
  *
  * A weight that only products read is stored [K, N], as MatMul wants it: folding a Transpose as well
  * costs 1.4 times the loading time and a second copy (measured: 20 matrices of 2048 x 2048, 2.1 s
@@ -73,7 +74,7 @@ export function lowerToDequantizeLinear(group: QuantizedGroup, context: LowerCon
     else if (node.op === 'Gemm' && index === 1 && node.domain === '') {
       rewriter.setInput(node, index, weight);
       rewriter.setAttribute(node, 'transB', int(node.int('transB', 0) === 0 ? 1 : 0));
-    } else if (multipliesTransposed(use)) {
+    } else if (context.provider === 'wasm' && multipliesTransposed(use)) {
       const result = rewriter
         .before(node)
         .op(

@@ -42,6 +42,7 @@ export function lowerForOrt(model: Model, target: Target): LoweredModel {
   const formats = new Map<string, string>();
   const context: LowerContext = {
     rewriter: new Rewriter(model, inferNode),
+    provider: target.provider ?? 'wasm',
     formats,
     refuse: (rule, at, why) =>
       refusals.push({ pass: 'lower-ort', rule, at: typeof at === 'string' ? at : at.name, why }),

@@ -104,7 +104,7 @@ test('groups run along the inputs, whichever way the weight is stored and read',
     await quantized(b.model, { format: 'w4g32', ...small });
     assert.equal(ops(b.model).length, 2, form);
     assert.ok(difference(expected, run(b.model, { x })) < 0.13, form);
-    const node = b.model.graph.nodes().next().value;
+    const [node] = b.model.graph.nodes();
     assert.ok(isDequantize(node));
     assert.equal(readDequantize(node).transposed, !rowMajor || form === 'transpose');
     codes.push(String(node.input(0).constant()?.data));
@@ -327,7 +327,7 @@ test('weights that are f16 already are quantized and read as f16', async () => {
   const w = b.constant('w', { dtype: 'f16', shape: [64, 24], data });
   b.output('y', b.op('MatMul', [x, w]));
   await quantized(b.model, { format: 'w4g32', ...small });
-  const node = b.model.graph.nodes().next().value;
+  const [node] = b.model.graph.nodes();
   assert.ok(isDequantize(node));
   assert.equal(node.output().dtype, 'f16');
 });
