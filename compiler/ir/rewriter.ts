@@ -83,7 +83,8 @@ export class Rewriter {
     const name = options.name ?? this.anchor?.name ?? '';
     const base = name === '' ? op : name;
     const wanted = options.outputs ?? 1;
-    const present = typeof wanted === 'number' ? Array.from({ length: wanted }, () => true) : wanted;
+    const present =
+      typeof wanted === 'number' ? Array.from({ length: wanted }, () => true) : wanted;
     const outputs = present.map((given) =>
       given ? new Value(this.model.uniqueName(`${base}_out`)) : undefined,
     );
