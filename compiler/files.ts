@@ -154,7 +154,7 @@ export class MemoryFiles implements FileSystem {
     if (!this.directories.has(parentOf(name))) throw missing(directoryOf(path));
     const pieces: Uint8Array[] = [];
     return {
-      write: (bytes) => void pieces.push(bytes.slice()),
+      write: (bytes) => void pieces.push(new Uint8Array(bytes)),
       close: () => this.put(name, concatBytes(pieces)),
       abort: () => void pieces.splice(0),
     };
@@ -181,7 +181,7 @@ export class MemoryFiles implements FileSystem {
 
   private put(name: string, bytes: Uint8Array): void {
     this.makeDirectory(parentOf(name));
-    this.contents.set(name, bytes);
+    this.contents.set(name, plainBytes(bytes));
   }
 }
 
@@ -192,6 +192,11 @@ export function tooShort(path: string, start: number, length: number, bytes: num
     `Cannot read ${length} bytes at ${start} of "${path}": it has ${bytes} bytes.`,
     { at: { file: path, offset: start }, fix: 'Get the file again; it is shorter than expected.' },
   );
+}
+
+/** The same bytes as an Uint8Array proper, not a Buffer, whose methods behave differently. */
+export function plainBytes(bytes: Uint8Array): Uint8Array {
+  return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
 /** One array with the bytes of several. */

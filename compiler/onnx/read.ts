@@ -6,7 +6,7 @@
  */
 import { FettleError } from '../../runtime/errors.ts';
 import type { FileSystem } from '../files.ts';
-import { missing } from '../files.ts';
+import { missing, plainBytes } from '../files.ts';
 import { Graph, Model } from '../ir/graph.ts';
 import type { ByteSource } from '../ir/weight.ts';
 import type { ExternalReference } from './external.ts';
@@ -70,7 +70,7 @@ export function openModel(
     // a view would keep the whole file in memory
     if (view.length <= KEEP_BYTES) return sourceOf(view.slice());
     const offset = view.byteOffset - bytes.byteOffset;
-    return (start, length) => files.read(path, offset + start, length);
+    return rangeOf(files, path, offset);
   };
   const storage: TensorStorage = {
     hold: (view) => (view.buffer === bytes.buffer ? hold(view) : sourceOf(view)),
@@ -104,7 +104,7 @@ export function decodeModel(bytes: Uint8Array, options: DecodeOptions = {}): Mod
         fix: 'Read it with readModel, or pass externalData.',
       });
     return (start, length) => {
-      const found = externalData(location, offset + start, length);
+      const found = plainBytes(externalData(location, offset + start, length));
       if (start + length > bytesWanted || found.length !== length)
         throw new FettleError(
           'IO_FAILED',
@@ -216,6 +216,11 @@ function versionOf(opset: OpsetProto): number {
       fix: 'Export the model again.',
     },
   );
+}
+
+/** A range of a file. Not a closure inside of the reader, which would keep the file's bytes alive. */
+function rangeOf(files: FileSystem, path: string, offset: number): ByteSource {
+  return (start, length) => files.read(path, offset + start, length);
 }
 
 function sourceOf(bytes: Uint8Array): ByteSource {

@@ -6,7 +6,7 @@
 import protobuf from 'protobufjs/light.js';
 import type { ErrorPlace } from '../../runtime/errors.ts';
 import { FettleError } from '../../runtime/errors.ts';
-import { concatBytes } from '../files.ts';
+import { concatBytes, plainBytes } from '../files.ts';
 import type { Long, Messages, Unknowns } from './schema.ts';
 import { messageType } from './schema.ts';
 
@@ -19,7 +19,8 @@ export function decodeMessage<Name extends keyof Messages>(
   name: Name,
   bytes: Uint8Array,
 ): Messages[Name] {
-  const reader = new protobuf.Reader(bytes);
+  // a Buffer's slice() would not copy, which everybody who gets a view relies on
+  const reader = new protobuf.Reader(plainBytes(bytes));
   reader.discardUnknown = false;
   try {
     return messageType(name).decode(reader) as Messages[Name];
@@ -38,7 +39,7 @@ export function encodeMessage<Name extends keyof Messages>(
   name: Name,
   message: Messages[Name],
 ): Uint8Array {
-  return messageType(name).encode(message).finish();
+  return plainBytes(messageType(name).encode(message).finish());
 }
 
 /** Views of the fields of a message that the schema does not list. */

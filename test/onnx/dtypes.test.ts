@@ -165,3 +165,13 @@ test('a scalar and an empty tensor are read', () => {
   assert.deepEqual(Buffer.from(scalar.bytes), Buffer.from(bytesOf(Float32Array.of(2.5))));
   assert.deepEqual(weightOf(modelWith({ dataType: 1, dims: [0, 5] }, 1)).shape, [0, 5]);
 });
+
+test('a model in a Buffer is read as one in a plain array', () => {
+  for (let shift = 0; shift < 8; shift++) {
+    const docString = 'x'.repeat(shift);
+    const bytes = modelWith({ dataType: 1, dims: [3], docString, rawData: new Uint8Array(12) }, 1);
+    const [constant] = decodeModel(Buffer.from(bytes)).graph.constants;
+    assert.deepEqual(constant?.weight?.tensor().data, new Float32Array(3), 'at any alignment');
+    assert.equal(Object.getPrototypeOf(encodeModel(decodeModel(bytes))), Uint8Array.prototype);
+  }
+});

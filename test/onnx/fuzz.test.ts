@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { decodeModel } from '../../compiler/onnx/read.ts';
+import { decodeModel, readModel } from '../../compiler/onnx/read.ts';
+import { MemoryFiles } from '../../compiler/files.ts';
 import { encodeModel } from '../../compiler/onnx/write.ts';
 import { FettleError } from '../../runtime/errors.ts';
 import { outlineModel } from '../support/model-outline.ts';
@@ -130,3 +131,32 @@ test(
     assert.ok(loaded > CASES / 20 && loaded < CASES * 0.95, `${loaded} of ${CASES} loaded`);
   },
 );
+
+test('300 damaged references to external data fail with a FettleError or load', () => {
+  const externalData = Object.entries({ location: 'w.bin', offset: '16', length: '8' }).map(
+    ([key, text]) => ({ key, value: text }),
+  );
+  const dims = [{ low: 2, high: 0 }];
+  const source = modelBytes({
+    node: [node('Add', ['x', 'w'], ['y'])],
+    initializer: [{ name: 'w', dataType: 1, dims, dataLocation: 1, externalData }],
+    input: [value('x')],
+    output: [value('y')],
+  });
+  const outcomes = new Set<string>();
+  for (let seed = 0; seed < 300; seed++) {
+    const files = new MemoryFiles({
+      'm/model.onnx': damage(source, random(seed)),
+      'm/w.bin': new Uint8Array(64),
+      'w.bin': new Uint8Array(64),
+    });
+    try {
+      for (const { weight } of readModel(files, 'm/model.onnx').graph.constants) weight?.tensor();
+      outcomes.add('loaded');
+    } catch (error) {
+      assert.ok(error instanceof FettleError, `seed ${seed}: ${String(error)}`);
+      outcomes.add(error.code);
+    }
+  }
+  assert.deepEqual([...outcomes].sort(), ['IO_FAILED', 'MODEL_INVALID', 'loaded']);
+});
