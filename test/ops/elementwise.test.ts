@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { float } from '../../compiler/ir/attribute.ts';
 import { erf } from '../../compiler/ops/elementwise.ts';
 import type { OpCase } from '../support/op-case.ts';
-import { floatsIn, integersIn, testOpCases, values } from '../support/op-case.ts';
+import { floatsIn, testOpCases, values } from '../support/op-case.ts';
 
 const corners = values('f32', [8], [NaN, Infinity, -Infinity, -0, 0, 1e-40, -3.5, 2.5]);
 const wide = { dtype: 'i64' as const, shape: [4], data: BigInt64Array.of(2n ** 62n, -7n, 3n, -1n) };

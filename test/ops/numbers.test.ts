@@ -50,7 +50,7 @@ test('small floats round to the nearest value, ties to even', () => {
       const middle = (low + high) / 2;
       assert.equal(round(low * 0.51 + high * 0.49), low);
       assert.equal(round(low * 0.49 + high * 0.51), high);
-      const even = encodeSmallFloat(dtype, low) % 2 === 0 ? low : high;
+      const even: number = encodeSmallFloat(dtype, low) % 2 === 0 ? low : high;
       assert.equal(round(middle), even, `${dtype} ${middle}`);
       assert.equal(round(-middle), -even);
     }

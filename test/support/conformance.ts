@@ -149,7 +149,11 @@ function bindSizes(path: string, model: Model): void {
 function forgetTypes(model: Model): void {
   for (const node of model.graph.allNodes())
     for (const value of node.outputs)
-      if (value !== undefined) [value.dtype, value.shape, value.elements] = [];
+      if (value !== undefined) {
+        value.dtype = undefined;
+        value.shape = undefined;
+        value.elements = undefined;
+      }
 }
 
 function typeText({ dtype, shape }: Pick<Value, 'dtype' | 'shape'>): string {
