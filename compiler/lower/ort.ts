@@ -22,6 +22,8 @@ export interface LoweredModel {
   readonly formats: ReadonlyMap<string, string>;
   /** Bytes of the constants as stored, each storage once. */
   readonly weightBytes: number;
+  /** Session options that the model needs: the target's, or fewer. */
+  readonly sessionOptions: Readonly<Record<string, unknown>>;
   /** What the user should know: formats that are stored in more bits, a raised opset. */
   readonly warnings: readonly string[];
   /** Why a form that was looked for was not used. */
@@ -65,6 +67,10 @@ export function lowerForOrt(model: Model, target: Target): LoweredModel {
   return {
     formats,
     weightBytes: storedBytes(model),
+    // The options are about folding our weights. A model that came with 8-bit activations of its own
+    // is faster when onnxruntime fuses them, which the options forbid.
+    sessionOptions:
+      folded.length === 0 && quantizesActivations(model) ? {} : (target.sessionOptions ?? {}),
     warnings: [...warnings, ...widened(groups)],
     refusals,
   };
@@ -80,6 +86,10 @@ function widened(groups: readonly QuantizedGroup[]): string[] {
           `${count} weights in ${bits} bits are stored in 4 for onnxruntime: no bytes saved over w4.`,
         ];
   });
+}
+
+function quantizesActivations(model: Model): boolean {
+  return [...model.graph.allNodes()].some(({ op }) => op === 'QuantizeLinear');
 }
 
 function removeUnusedConstants(model: Model, rewriter: Rewriter): void {

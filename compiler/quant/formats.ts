@@ -3,7 +3,7 @@
  *
  * A name reads bits, group and symmetry: `w4g32` is 4-bit codes with one f16 scale per 32 inputs and
  * the zero point in the middle of the codes (8), `w4g32a` adds a zero point per group (asymmetric),
- * `w8` has one scale per output channel. `docs/formats.md` and `fettle formats` print this table.
+ * `w8` has one scale per output channel. `fettle formats` prints this table.
  */
 import type { EngineId } from '../../targets/target.ts';
 import { FettleError, nearest } from '../../runtime/errors.ts';

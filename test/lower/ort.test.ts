@@ -300,6 +300,18 @@ test('a model without quantized weights is left as it is', () => {
   assert.equal(result.weightBytes, 24 * 64 * 4);
 });
 
+test('a model that quantizes its activations keeps its own fusions, unless weights are to be folded', async () => {
+  const build = (): ModelBuilder => {
+    const b = linear(24, 64).build(17);
+    const scale = b.floats('scale', [], Float32Array.of(0.1));
+    const y = [...b.model.graph.outputs][0];
+    return b.output('z', b.op('QuantizeLinear', [y, scale]));
+  };
+  assert.deepEqual(lowerForOrt(build().model, ortWasm).sessionOptions, {});
+  const { result } = await lowered({ build, inputs: {} }, 17, { format: 'w8' }, ortWasm);
+  assert.deepEqual(result.sessionOptions, ortWasm.sessionOptions);
+});
+
 test('an internal op without a form is OP_UNSUPPORTED by name', () => {
   const b = linear(24, 64).build(17);
   b.output('z', b.op('Pack', [b.input('p', [4])], {}, { domain: 'fettle', name: 'layer.pack' }));
