@@ -214,7 +214,6 @@ async function addCanaries(
   { memory }: MemoryEstimate,
   { front, target, output, recipe, options }: BuildRequest,
 ): Promise<readonly string[]> {
-  if (options.canaries === false) return [];
   if (!recipe.canaries) return [];
   if (memory.weights > RUNNABLE_BYTES)
     return ['The bundle carries no canaries: the model is too large to run here.'];

@@ -27,8 +27,6 @@ export interface CompileOptions {
   readonly signal?: AbortSignal;
   /** Receives the model's text after each pass that changed it; names sort in order. */
   readonly dump?: (name: string, text: string) => void;
-  /** Whether the bundle carries canaries. Default true. */
-  readonly canaries?: boolean;
   /** Runs a written bundle on its own engine, for canaries. Default: the reference evaluator. */
   readonly run?: BundleRunner;
   /** Measures a written bundle against the original; needed for the recipe's `maxLoss`. */

@@ -4,11 +4,12 @@ import { join } from 'node:path';
 import { FettleError } from '../../runtime/errors.ts';
 import type { CompileResult } from '../compile-options.ts';
 import { compile as compileModel } from '../compile.ts';
-import { runBundle } from './run-bundle.ts';
+import { openBundle } from '../../runtime/node.ts';
 import { NodeFiles } from '../node.ts';
 import type { PassReport } from '../passes/pass.ts';
 import type { Recipe } from '../recipe.ts';
 import { parseRecipe, parseShapeOption, presetRecipe, presets } from '../recipe.ts';
+import { bundleRunner } from '../run-bundle.ts';
 import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
 import { command } from './command.ts';
@@ -109,16 +110,17 @@ export const compile: Command = command({
     const recipe = recipeOf(args);
     const source = await modelSource(args.model, output);
     const { dump } = args;
+    const files = new NodeFiles();
     if (dump !== undefined) mkdirSync(dump, { recursive: true });
     const result = await compileModel(source, {
       targets: args.target.split(','),
-      files: new NodeFiles(),
+      files,
       out: args.out,
       recipe,
       log: output,
       progress: output.progress,
       signal: output.signal,
-      ...(args.canaries ? { run: runBundle } : {}),
+      run: bundleRunner(files, openBundle),
       ...(args.calibrate === undefined
         ? {}
         : { measure: measureLoss(source, args.calibrate, output) }),
@@ -142,6 +144,7 @@ function recipeOf(args: Arguments): Recipe {
     kv: args.kv,
     skip: args.skip,
     seed: args.seed,
+    canaries: args.canaries ? undefined : false,
     shapes:
       args.shape === undefined ? undefined : Object.fromEntries(args.shape.map(parseShapeOption)),
   };

@@ -12,12 +12,12 @@ import { logitsModel } from '../evaluate/decoder.ts';
 import { perplexity } from '../evaluate/perplexity.ts';
 import { NodeFiles } from '../node.ts';
 import { parseRecipe } from '../recipe.ts';
+import { bundleRunner } from '../run-bundle.ts';
 import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
 import { command } from './command.ts';
 import { modelSource, openAsIs } from './opening.ts';
 import type { Output } from './output.ts';
-import { runBundle } from './run-bundle.ts';
 import { formatMs, table } from './text.ts';
 
 /** Text the demo measures on, written for this purpose; carried in the package. */
@@ -61,12 +61,13 @@ export const demo: Command = command({
       output.info(`Compiling builtin:nib for ${args.target}, at most ${args.maxSize} …`);
       const source = await modelSource('builtin:nib', output);
       const recipe = parseRecipe({ maxSize: args.maxSize });
+      const files = new NodeFiles();
       const { bundles, wallMs } = await compile(source, {
         targets: [args.target],
-        files: new NodeFiles(),
+        files,
         out,
         recipe,
-        run: runBundle,
+        run: bundleRunner(files, openBundle),
         progress: output.progress,
         signal: output.signal,
       });

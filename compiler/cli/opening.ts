@@ -9,9 +9,11 @@ import { join } from 'node:path';
 import type { OpenOptions, Session } from '../../runtime/node.ts';
 import { openBundle } from '../../runtime/node.ts';
 import { compile } from '../compile.ts';
-import { asIs, filesSource } from '../evaluate/as-is.ts';
+import { asIs } from '../evaluate/as-is.ts';
 import { MemoryFiles } from '../files.ts';
 import { defaultCacheFolder, resolveModel } from '../node-source.ts';
+import { defaultRecipe } from '../recipe.ts';
+import { folderSource } from '../run-bundle.ts';
 import type { ModelSource } from '../source.ts';
 import type { Output } from './output.ts';
 
@@ -60,9 +62,9 @@ export async function openAsIs(source: ModelSource, output: Output): Promise<Ses
     files,
     out: 'as-is',
     signal: output.signal,
-    canaries: false,
+    recipe: { ...defaultRecipe, canaries: false },
   });
-  return openBundle(filesSource(files, 'as-is'), loading(output));
+  return openBundle(folderSource(files, 'as-is'), loading(output));
 }
 
 function loading(output: Output): OpenOptions {
