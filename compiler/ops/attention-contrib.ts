@@ -25,7 +25,7 @@ import type { Floats } from './gemm.ts';
 import { product } from './matmul.ts';
 import { applyAffine } from './norm.ts';
 import { readNumbers, readScalar, writeNumbers } from './numbers.ts';
-import { opError, unsupported } from './support.ts';
+import { expectRank, opError, unsupported } from './support.ts';
 
 const domain = 'com.microsoft';
 
@@ -220,6 +220,8 @@ function evaluateMultiHead(context: EvaluateContext, at: CacheInputs): (Tensor |
 function inferMultiHead(context: InferContext, at: CacheInputs): ValueType[] {
   const heads = context.node.int('num_heads', 1);
   const { dtype, shape } = context.input(0);
+  expectRank(context, 'query', shape, 3, 5);
+  expectRank(context, 'key', context.input(1).shape, 3, 4, 5);
   if (shape === undefined) return [{ dtype }];
   const [batch = 1, queries = 1] = shape;
   const key = context.input(1).shape;
@@ -297,6 +299,8 @@ const attention: OpDefinition = {
   infer(context) {
     const heads = context.node.int('num_heads', 1);
     const { dtype, shape } = context.input(0);
+    expectRank(context, 'input', shape, 3);
+    expectRank(context, 'weights', context.input(1).shape, 2);
     const columns = context.input(1).shape?.[1];
     if (shape === undefined || columns === undefined) return [{ dtype }];
     const [batch = 1, length = 1] = shape;

@@ -12,7 +12,7 @@ import { floatsFor, floatsOf, integersOf, spanOf } from './dense.ts';
 import type { Floats } from './gemm.ts';
 import { gatherElements, readNumbers, readScalar, writeNumbers } from './numbers.ts';
 import { stridesOf } from './shapes.ts';
-import { normalizeAxes, opError } from './support.ts';
+import { expectRank, normalizeAxes, opError } from './support.ts';
 
 type Interpolation = 'nearest' | 'linear' | 'cubic';
 
@@ -162,6 +162,8 @@ const affineGrid: OpDefinition = {
   outputs: [1, 1],
   infer(context) {
     const { dtype, shape } = context.input(0);
+    expectRank(context, 'theta', shape, 3);
+    expectRank(context, 'size', context.input(1).shape, 1);
     const count = context.input(1).shape?.[0];
     const rank = typeof shape?.[1] === 'number' ? shape[1] + 2 : count;
     const size = context.elements(1);

@@ -16,9 +16,9 @@ import type { EvaluateContext, InferContext, OpDefinition } from './definition.t
 import { floatsFor, floatsOf } from './dense.ts';
 import type { Unary } from './elementwise.ts';
 import { combine, mapNumbers, sameAsInput } from './elementwise.ts';
-import { applyAffine, evaluateRowNorm, inferRowNorm, normalizeRows } from './norm.ts';
+import { applyAffine, evaluateRowNorm, inferRowNorm, normalizeRows, scaledType } from './norm.ts';
 import { readNumbers, writeNumbers } from './numbers.ts';
-import { opError, sameDim } from './support.ts';
+import { expectRank, opError, sameDim } from './support.ts';
 
 const contrib = 'com.microsoft';
 
@@ -28,8 +28,8 @@ const simplifiedLayerNormalization: OpDefinition = {
   inputs: [2, 2],
   outputs: [1, 2],
   infer(context) {
-    const [y = {}, , inverse = {}] = inferRowNorm(context);
-    return [y, inverse];
+    const [, , inverse = {}] = inferRowNorm(context);
+    return [scaledType(context), inverse];
   },
   evaluate(context) {
     const [y, , inverse] = evaluateRowNorm(context, false);
@@ -98,6 +98,8 @@ const embedLayerNormalization: OpDefinition = {
   outputs: [1, 3],
   infer(context) {
     const [ids, words] = [context.input(0).shape, context.input(2)];
+    expectRank(context, 'input_ids', ids, 2);
+    expectRank(context, 'word_embedding', words.shape, 2);
     const hidden = words.shape?.[1];
     const shape = ids && hidden !== undefined ? [...ids, hidden] : undefined;
     return [
@@ -171,7 +173,10 @@ function biasActivation(
     domain: contrib,
     inputs,
     outputs: [1, 1],
-    infer: sameAsInput,
+    infer(context) {
+      expectRank(context, 'bias', context.input(1).shape, 1);
+      return [...sameAsInput(context)];
+    },
     evaluate(context) {
       const x = context.input(0);
       const bias = context.inputs[1];

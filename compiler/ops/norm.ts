@@ -117,6 +117,12 @@ export function inferRowNorm(context: InferContext): ValueType[] {
   return [{ dtype, shape }, type, type];
 }
 
+/** Type of a root-mean-square norm, which has the dtype of its scale. */
+export function scaledType(context: InferContext): ValueType {
+  const [y = {}] = inferRowNorm(context);
+  return { ...y, dtype: context.input(1).dtype ?? y.dtype };
+}
+
 /** Normalizes from `axis` on; returns values and both statistics as tensors. */
 export function evaluateRowNorm(
   context: EvaluateContext,
@@ -130,7 +136,7 @@ export function evaluateRowNorm(
   const reduced = x.shape.map((size, i) => (i < axis ? size : 1));
   const statistics = x.dtype === 'f64' ? 'f64' : 'f32';
   return [
-    writeNumbers(context.inputs[1]?.dtype ?? x.dtype, x.shape, rows.values),
+    writeNumbers(centered ? x.dtype : (context.inputs[1]?.dtype ?? x.dtype), x.shape, rows.values),
     writeNumbers(statistics, reduced, rows.means),
     writeNumbers(statistics, reduced, rows.inverses),
   ];
@@ -150,7 +156,7 @@ const rmsNormalization: OpDefinition = {
   domain: '',
   inputs: [2, 2],
   outputs: [1, 1],
-  infer: (context) => inferRowNorm(context).slice(0, 1),
+  infer: (context) => [scaledType(context)],
   evaluate: (context) => evaluateRowNorm(context, false).slice(0, 1),
 };
 
