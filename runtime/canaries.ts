@@ -12,7 +12,9 @@ import { bytesFor, dtypes, elementCount, isDType, viewBytes } from './tensor.ts'
 
 /** Inputs and what they should give. */
 export interface Canary {
+  /** Every input of the model. */
   readonly inputs: Readonly<Record<string, Tensor>>;
+  /** What some of its outputs should be. */
   readonly outputs: Readonly<Record<string, Tensor>>;
 }
 
@@ -20,6 +22,7 @@ export interface Canary {
 export interface CanaryResult {
   /** Which canary, from 0. */
   readonly index: number;
+  /** Name of the output. */
   readonly output: string;
   /** Largest |difference|; infinite when shapes differ or a NaN appears. */
   readonly maxError: number;
@@ -31,9 +34,11 @@ export interface CanaryResult {
 
 /** What `session.check()` found. */
 export interface CheckReport {
+  /** Whether every output of every canary passed. */
   readonly passed: boolean;
   /** Largest accepted error as a fraction of an output's range. */
   readonly tolerance: number;
+  /** One entry for each output of each canary. */
   readonly results: readonly CanaryResult[];
 }
 

@@ -26,8 +26,11 @@ export interface RunResult {
 
 /** Bytes in use by a program. `undefined`: the engine cannot tell. */
 export interface ProgramMemory {
+  /** Weights as the engine holds them. */
   readonly weights: number | undefined;
+  /** Activations. */
   readonly arena: number | undefined;
+  /** KV cache and other state. */
   readonly state: number | undefined;
 }
 
@@ -82,6 +85,7 @@ export interface Loading {
 
 /** What an engine gets to load from. */
 export interface EngineContext {
+  /** The checked manifest. */
   readonly manifest: Manifest;
   /** Reads and checks one of `manifest.files`. */
   readonly readFile: (path: string) => Promise<Uint8Array<ArrayBuffer>>;
@@ -91,6 +95,7 @@ export interface EngineContext {
 
 /** Something that runs bundles. */
 export interface Engine {
+  /** What a manifest calls it. */
   readonly id: EngineId;
   /**
    * Allocates the weights and reads what else is needed.

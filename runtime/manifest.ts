@@ -13,14 +13,19 @@ export type DimSpec = number | string;
 
 /** An input or output of the model. */
 export interface TensorSpec {
+  /** Name in the graph. */
   readonly name: string;
+  /** Element type. */
   readonly dtype: DType;
+  /** Sizes, known or named. */
   readonly shape: readonly DimSpec[];
 }
 
 /** A file of the bundle. Paths are relative, use `/` and never leave the folder. */
 export interface FileSpec {
+  /** Place in the bundle. */
   readonly path: string;
+  /** Size of the file. */
   readonly bytes: number;
   /** Lower-case hex. */
   readonly sha256: string;
@@ -28,12 +33,15 @@ export interface FileSpec {
 
 /** A tensor in the concatenation of all weight files. */
 export interface WeightSpec {
+  /** Name of the initializer. */
   readonly name: string;
   /** Storage dtype of the bytes. */
   readonly dtype: DType;
+  /** Dimensions. */
   readonly shape: readonly number[];
   /** Byte offset in the concatenation of `weights.files`; a multiple of 256. */
   readonly offset: number;
+  /** Size in storage. */
   readonly bytes: number;
   /** Number format when the tensor is (part of) a quantized weight: `w4g32`, `f16`, … */
   readonly format?: string;
@@ -45,6 +53,7 @@ export interface StateSpec {
   readonly input: string;
   /** Graph output holding the cache after the call. */
   readonly output: string;
+  /** Element type of the cache. */
   readonly dtype: DType;
   /** Sizes with one axis that grows by the tokens of a call. */
   readonly shape: readonly DimSpec[];
@@ -73,9 +82,11 @@ export interface DecoderSpec {
   }[];
   /** Output of next-token logits, [batch, sequence, vocabulary] or [batch, 1, vocabulary]. */
   readonly logits: string;
+  /** Number of token ids. */
   readonly vocabulary: number;
   /** Most tokens, past and present together. */
   readonly contextLength: number;
+  /** The KV cache; empty when the graph keeps none. */
   readonly state: readonly StateSpec[];
   /** Ids that end a generation. */
   readonly endIds: readonly number[];
@@ -97,11 +108,13 @@ export interface TextSpec {
 
 /** An onnxruntime-web program: the graph without weights. */
 export interface OnnxProgram {
+  /** Tells programs apart. */
   readonly kind: 'onnx';
   /** Path of the graph; its weights are external data at offsets of the weight concatenation. */
   readonly file: string;
   /** Name of the external data file the graph refers to. */
   readonly externalData: string;
+  /** Execution provider the graph was written for. */
   readonly provider: 'wasm' | 'webgpu';
   /** For `InferenceSession.create`; its `executionProviders` and `externalData` are ours to set. */
   readonly sessionOptions: Readonly<Record<string, unknown>>;
@@ -109,6 +122,7 @@ export interface OnnxProgram {
 
 /** Bytes a session needs, by class; sizes at batch 1 and the stated context. */
 export interface MemorySpec {
+  /** Weights as the engine holds them, unpacked where it unpacks. */
   readonly weights: number;
   /** Activations. An estimate for engine `ort`, exact for planned engines. */
   readonly arena: number;
@@ -130,11 +144,17 @@ export interface CanarySpec {
 
 /** `manifest.json`. */
 export interface Manifest {
+  /** Tells bundles from other JSON. */
   readonly format: 'fettle-bundle';
+  /** Format version. */
   readonly version: typeof BUNDLE_VERSION;
+  /** Name and version of what wrote it. */
   readonly compiler: string;
+  /** Id of the target it was compiled for. */
   readonly target: string;
+  /** What runs it. */
   readonly engine: 'wasm' | 'webgpu' | 'ort';
+  /** The source model. */
   readonly model: {
     readonly name: string;
     /** Hash of the source: graph file and external data. */
@@ -144,11 +164,17 @@ export interface Manifest {
   };
   /** Host features the engine needs. */
   readonly features: readonly string[];
+  /** Inputs of the graph, in order. */
   readonly inputs: readonly TensorSpec[];
+  /** Outputs of the graph, in order. */
   readonly outputs: readonly TensorSpec[];
+  /** How to drive it, when it is a decoder. */
   readonly decoder?: DecoderSpec;
+  /** How to use it with strings. */
   readonly text?: TextSpec;
+  /** What the engine executes. */
   readonly program: OnnxProgram;
+  /** The weight buffer. */
   readonly weights: {
     readonly bytes: number;
     /**
@@ -161,7 +187,9 @@ export interface Manifest {
   };
   /** Every other file except the manifest itself. */
   readonly files: readonly FileSpec[];
+  /** What it will need. */
   readonly memory: MemorySpec;
+  /** Self-test data. */
   readonly canaries?: CanarySpec;
   /** Quality measured at compile time. */
   readonly quality?: {
@@ -170,8 +198,10 @@ export interface Manifest {
     readonly after: number;
     readonly dataSha256: string;
   };
+  /** The recipe it was compiled with. */
   readonly recipe: Readonly<Record<string, unknown>>;
   /** What each pass did, wall times left out. */
   readonly passes: readonly unknown[];
+  /** What the compiler warned about. */
   readonly warnings: readonly string[];
 }

@@ -15,7 +15,9 @@ export type MemorySource =
 
 /** Memory of the whole host process, in bytes. */
 export interface HostMemory {
+  /** Physical memory in use now. */
   readonly residentBytes: number;
+  /** Most of it at any time. */
   readonly peakBytes: number;
 }
 
@@ -43,7 +45,9 @@ export interface Measurement {
   readonly decodeTokensPerSecond?: number;
   /** Of the latest (at most 256) calls of `run`. */
   readonly latencyMs?: { readonly median: number; readonly p95: number; readonly samples: number };
+  /** Memory in use. */
   readonly memoryBytes: MemoryBytes;
+  /** How each figure of `memoryBytes` was obtained. */
   readonly memorySource: MemoryBytes<MemorySource>;
 }
 

@@ -32,12 +32,17 @@ export interface TextModules {
 
 /** What a session is made of; `openBundle` puts it together. */
 export interface SessionParts {
+  /** The checked manifest. */
   readonly manifest: Manifest;
+  /** The loaded model; the session disposes it. */
   readonly program: Program;
   /** Reads and checks one of `manifest.files`. */
   readonly readFile: (path: string) => Promise<Uint8Array<ArrayBuffer>>;
+  /** How long the load took, in milliseconds. */
   readonly loadMs: number;
+  /** Packages for text. */
   readonly text?: TextModules;
+  /** Memory of the host process. */
   readonly hostMemory?: () => HostMemory;
 }
 

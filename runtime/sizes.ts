@@ -31,8 +31,11 @@ export function evaluateSize(spec: DimSpec, sizes: Sizes): number | undefined {
 
 /** Where a shape broke its contract. */
 export interface SizeConflict {
+  /** The axis that differs. */
   readonly axis: number;
+  /** What the contract says. */
   readonly wanted: number;
+  /** What the shape has. */
   readonly got: number;
 }
 

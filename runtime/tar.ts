@@ -21,7 +21,9 @@ export interface RandomAccess {
 
 /** Where a file's contents lie in the archive. */
 export interface TarEntry {
+  /** Offset of the contents in the archive. */
   readonly start: number;
+  /** Size of the contents. */
   readonly bytes: number;
 }
 

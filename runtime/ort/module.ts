@@ -5,25 +5,35 @@
 
 /** A tensor of onnxruntime-web. */
 export interface OrtTensor {
+  /** `float32`, `int64`, … */
   readonly type: string;
+  /** Dimensions. */
   readonly dims: readonly number[];
+  /** `cpu`, `gpu-buffer`, … */
   readonly location: string;
+  /** The elements, downloaded when they are elsewhere. */
   getData(releaseData?: boolean): Promise<unknown>;
+  /** Releases the data. */
   dispose(): void;
 }
 
 /** A session of onnxruntime-web. */
 export interface OrtSession {
+  /** One call of the model. */
   run(feeds: Readonly<Record<string, OrtTensor>>): Promise<Readonly<Record<string, OrtTensor>>>;
+  /** Releases the session. */
   release(): Promise<void>;
 }
 
 /** onnxruntime-web, any of its entry points. */
 export interface OrtModule {
+  /** Makes sessions. */
   readonly InferenceSession: {
     create(model: Uint8Array, options: Readonly<Record<string, unknown>>): Promise<OrtSession>;
   };
+  /** Makes tensors on the CPU. */
   readonly Tensor: new (type: string, data: unknown, dims: readonly number[]) => OrtTensor;
+  /** Settings of the whole module. */
   readonly env: {
     readonly wasm: { numThreads?: number; wasmPaths?: unknown };
     readonly webgpu?: unknown;

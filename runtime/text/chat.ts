@@ -5,12 +5,15 @@ import { FettleError } from '../errors.ts';
 
 /** What is used of the package. */
 export interface JinjaModule {
+  /** A parsed template. */
   readonly Template: new (source: string) => { render(items: Record<string, unknown>): string };
 }
 
 /** One turn of a conversation. Templates may use more keys (`tool_calls`, …). */
 export interface ChatMessage {
+  /** `system`, `user`, `assistant`, … */
   readonly role: string;
+  /** What was said. */
   readonly content: string;
   readonly [key: string]: unknown;
 }

@@ -29,6 +29,7 @@ export interface GenerateOptions extends SamplingOptions {
 
 /** One generated token. */
 export interface GeneratedToken {
+  /** The token. */
   readonly id: number;
   /** Text that became certain with this token; empty inside a character or a possible stop string. */
   readonly text: string;
@@ -43,6 +44,7 @@ export interface GenerationResult {
   readonly tokens: readonly number[];
   /** Their text, without stop strings and special tokens; empty without a tokenizer. */
   readonly text: string;
+  /** Why it ended. */
   readonly finish: FinishReason;
   /** Tokens fed before the first generated one. */
   readonly promptTokens: number;
@@ -58,10 +60,13 @@ export interface GenerationResult {
 
 /** What a generation works with. */
 export interface GenerationInputs {
+  /** What the model has seen; the prompt is appended to it. */
   readonly sequence: Sequence;
+  /** Limits and end ids. */
   readonly spec: DecoderSpec;
   /** Ids to feed first; at least one. */
   readonly prompt: readonly number[];
+  /** Turns tokens into text, when there is one. */
   readonly tokenizer: TextTokenizer | undefined;
   /** When the caller asked, from `performance.now()`. */
   readonly startedMs: number;

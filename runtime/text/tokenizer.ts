@@ -6,6 +6,7 @@ import { FettleError } from '../errors.ts';
 
 /** What is used of the package. */
 export interface TokenizersModule {
+  /** A tokenizer from its two files. */
   readonly Tokenizer: new (
     tokenizer: object,
     config: object,

@@ -25,9 +25,17 @@ import {
   launchChromium,
   moduleRoute,
   startServer,
+  whyNoBrowser,
 } from '../support/browser.ts';
 import type { Files } from '../support/tiny-bundle.ts';
-import { decoderBundle, linearBundle, memorySource, packTar } from '../support/tiny-bundle.ts';
+import { modelBytes, node, value } from '../support/onnx.ts';
+import {
+  decoderBundle,
+  linearBundle,
+  makeBundle,
+  memorySource,
+  packTar,
+} from '../support/tiny-bundle.ts';
 
 const imports = {
   'onnxruntime-web/wasm': '/modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs',
@@ -55,7 +63,19 @@ interface PageFettle {
 type Provider = 'wasm' | 'webgpu';
 
 /** Bundles served under /<name>/ and, packed, under /<name>.fettle. */
-const bundles: Record<string, Files> = { linear: linearBundle(), decoder: decoderBundle() };
+const bundles: Record<string, Files> = {
+  linear: linearBundle(),
+  decoder: decoderBundle(),
+  half: makeBundle({
+    graph: modelBytes({
+      node: [node('Identity', ['x'], ['y'])],
+      input: [value('x', [2], 10)],
+      output: [value('y', [2], 10)],
+    }),
+    inputs: [{ name: 'x', dtype: 'f16', shape: [2] }],
+    outputs: [{ name: 'y', dtype: 'f16', shape: [2] }],
+  }),
+};
 
 let server: PageServer;
 let browser: Browser | undefined;
@@ -124,6 +144,18 @@ function generate(
     { url, provider, prompt, maxTokens },
   );
 }
+
+test('a Chromium without its libraries says which packages to install', () => {
+  const error = new Error(
+    'browserType.launch: Target closed\n/tmp/chromium: error while loading shared libraries: ' +
+      'libnss3.so: cannot open shared object file: No such file or directory',
+  );
+  assert.equal(
+    whyNoBrowser(error),
+    'Chromium needs libnss3.so: apt-get install libnss3 libnspr4 libexpat1',
+  );
+  assert.match(whyNoBrowser(new Error('out of memory')), /does not start: out of memory/);
+});
 
 // A suite, so that its hooks do not become those of every file that shares the process.
 describe('in headless Chromium', () => {
@@ -198,6 +230,18 @@ describe('in headless Chromium', () => {
       assert.deepEqual([there.text, there.tokens], [here.text, here.tokens]);
     });
   }
+
+  test('f16 tensors keep their bits, although Chromium has Float16Array', async (t) => {
+    if (missing !== undefined) return t.skip(missing);
+    const got = await page.evaluate(async () => {
+      const { openBundle, tensor } = (globalThis as unknown as { fettle: PageFettle }).fettle;
+      const session = await openBundle('/half/');
+      const { y } = await session.run({ x: tensor('f16', [2], Uint16Array.of(0x3c00, 0x8001)) });
+      await session.dispose();
+      return [y?.dtype, y?.data instanceof Uint16Array, ...(y?.data as Uint16Array)];
+    });
+    assert.deepEqual(got, ['f16', true, 0x3c00, 0x8001]);
+  });
 
   test('onnxruntime-web runs on two threads where the page asks for them', async (t) => {
     if (missing !== undefined) return t.skip(missing);

@@ -111,15 +111,17 @@ export async function launchChromium(): Promise<Browser> {
       ],
     });
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    const library = /lib[\w.+-]+\.so[.\d]*(?=: cannot open shared object)/.exec(why)?.[0];
-    throw new BrowserMissing(
-      library === undefined
-        ? `Chromium does not start: ${why.split('\n').slice(0, 3).join(' ')}`
-        : `Chromium needs ${library}: apt-get install libnss3 libnspr4 libexpat1`,
-      { cause },
-    );
+    throw new BrowserMissing(whyNoBrowser(cause), { cause });
   }
+}
+
+/** What to tell someone whose Chromium did not start: the missing Debian packages, when that is why. */
+export function whyNoBrowser(cause: unknown): string {
+  const why = cause instanceof Error ? cause.message : String(cause);
+  const library = /lib[\w.+-]+\.so[.\d]*(?=: cannot open shared object)/.exec(why)?.[0];
+  return library === undefined
+    ? `Chromium does not start: ${why.split('\n').slice(0, 3).join(' ')}`
+    : `Chromium needs ${library}: apt-get install libnss3 libnspr4 libexpat1`;
 }
 
 /** Path of the file that tells Vulkan loaders (Dawn in Node) about SwiftShader. */
