@@ -95,7 +95,7 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
   const writer = new BundleWriter(options.files, output.folder, {
     program,
     formats: lowered.formats,
-    sessionOptions: target.sessionOptions ?? {},
+    sessionOptions: lowered.sessionOptions,
     target,
     model: facts,
     decoder,
