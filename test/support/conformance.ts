@@ -7,8 +7,9 @@ import { basename, dirname, join } from 'node:path';
 import { FettleError } from '../../runtime/errors.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
 import { dtypes, elementCount } from '../../runtime/tensor.ts';
+import { substituteDim } from '../../compiler/ir/dim.ts';
 import { evaluate } from '../../compiler/ir/evaluate.ts';
-import type { Model, Value } from '../../compiler/ir/graph.ts';
+import type { Model, Value, ValueType } from '../../compiler/ir/graph.ts';
 import { inferModel } from '../../compiler/ir/infer.ts';
 import { Weight } from '../../compiler/ir/weight.ts';
 import { decodeModel } from '../../compiler/onnx/read.ts';
@@ -39,7 +40,10 @@ export function conformanceCases(folder: string): readonly string[] {
     .sort();
 }
 
-/** Runs the model of a case in the reference evaluator and compares its outputs. */
+/**
+ * Runs the model of a case in the reference evaluator and compares its outputs. What has been inferred
+ * for any value, known sizes and dtype, must be what it turns out to be.
+ */
 export function runCase(path: string): CaseResult {
   return attempt(path, (model) => {
     const inputs = new Map<string, Tensor>();
@@ -49,7 +53,14 @@ export function runCase(path: string): CaseResult {
     }
     if (model.graph.outputs.some((value) => value.opaqueType !== undefined))
       return skip('an output is no tensor');
-    const outputs = evaluate(model, inputs);
+    forgetTypes(model);
+    inferModel(model);
+    let wrongType: string | undefined;
+    const onValue = (value: Value, tensor: Tensor): void => {
+      wrongType ??= typeMismatch(value, tensor);
+    };
+    const outputs = evaluate(model, inputs, { onValue });
+    if (wrongType !== undefined) return fail(wrongType);
     for (const [index, value] of model.graph.outputs.entries()) {
       const got = outputs.get(value.name);
       const wanted = asDeclared(value, caseTensor(path, 'output', index));
@@ -156,8 +167,25 @@ function forgetTypes(model: Model): void {
       }
 }
 
-function typeText({ dtype, shape }: Pick<Value, 'dtype' | 'shape'>): string {
+function typeText({ dtype, shape }: ValueType): string {
   return `${dtype ?? '?'}${shape === undefined ? '' : `[${shape.join(', ')}]`}`;
+}
+
+/** What an inferred type says that is not so; undefined when all of it is. */
+export function typeMismatch(
+  value: Value,
+  tensor: Tensor,
+  sizes: ReadonlyMap<string, number> = new Map(),
+): string | undefined {
+  const shape = value.shape?.map((dim) => substituteDim(dim, sizes));
+  const holds =
+    (value.dtype ?? tensor.dtype) === tensor.dtype &&
+    (shape === undefined ||
+      (shape.length === tensor.shape.length &&
+        shape.every((dim, axis) => typeof dim === 'string' || dim === tensor.shape[axis])));
+  return holds
+    ? undefined
+    : `"${value.name}" is inferred as ${typeText(value)}, is ${typeText(tensor)}`;
 }
 
 /** What differs beyond the tolerances; undefined when nothing does. */
