@@ -44,7 +44,7 @@ export const generatedDecoders: ReadonlyMap<string, DecoderConfig> = new Map([
  * const model = generatedModel('shape:smollm2-135m').build();
  */
 export function generatedModel(reference: string): GeneratedModel {
-  const [base = '', spellingName] = splitSpelling(reference);
+  const [base, spellingName] = splitSpelling(reference);
   const config = generatedDecoders.get(base);
   if (config === undefined) throw unknown('generated model', base, [...generatedDecoders.keys()]);
   const spelling =

@@ -38,7 +38,9 @@ function parseEquation(place: OpPlace, ranks: readonly number[]): Equation {
   const expand = (term: string, width: number): string[] => {
     const dots = Array.from({ length: width }, (_, axis) => `.${widest - width + axis}`);
     const [before = '', after = ''] = term.split('...');
-    return term.includes('...') ? [...before, ...dots, ...after] : [...term];
+    return term.includes('...')
+      ? [...before.split(''), ...dots, ...after.split('')]
+      : term.split('');
   };
   const terms = texts.map((term, i) => expand(term, widths[i] ?? 0));
   terms.forEach((labels, i) => {

