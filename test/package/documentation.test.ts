@@ -1,7 +1,9 @@
 /** Every exported name carries a doc comment that says something. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { sourcesOf } from './sources.ts';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { root, sourcesOf } from './sources.ts';
 
 const declaration =
   /^export (?:declare )?(?:abstract )?(?:async )?(?:function\*?|class|interface|type|const|let) +([\w$]+)/;
@@ -34,4 +36,23 @@ test('every file starts by saying what it is', () => {
     .filter(({ text }) => !/^(#!.*\n)?\s*(\/\*\*|\/\/)/.test(text))
     .map(({ path }) => path);
   assert.deepEqual(silent, []);
+});
+
+test('every error code is documented, and thrown somewhere', () => {
+  const declared = readFileSync(join(root, 'runtime/errors.ts'), 'utf8');
+  const codes = [...declared.matchAll(/^  \| '([A-Z_]+)'/gm)].map(([, code]) => code ?? '');
+  assert.ok(codes.length > 5);
+  const page = readFileSync(join(root, 'docs/errors.md'), 'utf8');
+  const thrown = sourcesOf('compiler', 'models', 'runtime')
+    .filter(({ path }) => path !== 'runtime/errors.ts')
+    .map(({ text }) => text)
+    .join('\n');
+  assert.deepEqual(
+    codes.filter((code) => !page.includes(`\`${code}\``)),
+    [],
+  );
+  assert.deepEqual(
+    codes.filter((code) => !thrown.includes(`'${code}'`)),
+    [],
+  );
 });
