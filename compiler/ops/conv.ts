@@ -33,7 +33,7 @@ export interface Dense {
 }
 
 /** Output shape of a convolution from the types of its input and weights. */
-function convShape(context: InferContext, x: ValueType, w: ValueType): ValueType['shape'] {
+export function convShape(context: InferContext, x: ValueType, w: ValueType): ValueType['shape'] {
   const { node } = context;
   if (x.shape === undefined) return undefined;
   const [batch = 1, channels = 1, ...spatial] = x.shape;

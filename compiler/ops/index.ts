@@ -38,6 +38,7 @@ import { normContribOps } from './norm-contrib.ts';
 import { attentionOps } from './attention.ts';
 import { attentionContribOps } from './attention-contrib.ts';
 import { groupQueryAttentionOps } from './group-query-attention.ts';
+import { deformConvOps } from './deform-conv.ts';
 
 /** The families, each a file of this folder. */
 export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
@@ -75,6 +76,7 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   attention: attentionOps,
   'attention-contrib': attentionContribOps,
   'group-query-attention': groupQueryAttentionOps,
+  'deform-conv': deformConvOps,
 };
 
 const definitions: ReadonlyMap<string, OpDefinition> = new Map(

@@ -5,19 +5,24 @@
  * Source: com.microsoft ops of these names in onnxruntime's ContribOperators.md.
  */
 import type { Tensor } from '../../runtime/tensor.ts';
+import { elementCount } from '../../runtime/tensor.ts';
+import type { Shape } from '../ir/dim.ts';
+import { addDims } from '../ir/dim.ts';
 import type { Node } from '../ir/graph.ts';
 import { sigmoid } from './activation.ts';
 import type { EvaluateContext, OpDefinition } from './definition.ts';
-import { floatsOf, optionalFloats } from './dense.ts';
+import { broadcastStrides, floatsOf, forEachIndex, optionalFloats } from './dense.ts';
 import { combine, mapNumbers } from './elementwise.ts';
+import { transposed } from './gemm.ts';
 import { centered, product, productShape } from './matmul.ts';
 import { readNumbers, writeNumbers } from './numbers.ts';
 import { poolOps } from './pool.ts';
 import { dynamicRange, quantizeValues } from './quantization.ts';
 import { dequantize } from './quantize.ts';
-import { broadcastDims } from './shapes.ts';
-import { opError, unsupported } from './support.ts';
+import { broadcastDims, splitAtAxis, withSize } from './shapes.ts';
+import { expectRank, normalizeAxis, opError, unsupported } from './support.ts';
 
+const contrib = 'com.microsoft';
 const perTensor = { axis: 0, blockSize: 0 };
 
 /** The integer product times the scales, plus a bias; scales of several elements run along columns. */
@@ -43,7 +48,7 @@ function scaledProduct(
 /** Inputs: a (float), b, b_scale, b_zero_point?, bias?; a is quantized to u8 on the way. */
 const dynamicQuantizeMatMul: OpDefinition = {
   op: 'DynamicQuantizeMatMul',
-  domain: 'com.microsoft',
+  domain: contrib,
   inputs: [3, 5],
   outputs: [1, 1],
   infer: (context) => [
@@ -70,7 +75,7 @@ const dynamicQuantizeMatMul: OpDefinition = {
 /** Inputs: a, b, a_scale, b_scale, a_zero_point?, b_zero_point?, bias?. */
 const matMulIntegerToFloat: OpDefinition = {
   op: 'MatMulIntegerToFloat',
-  domain: 'com.microsoft',
+  domain: contrib,
   inputs: [4, 7],
   outputs: [1, 1],
   infer: (context) => [
@@ -110,7 +115,7 @@ function requantized(context: EvaluateContext, y: Tensor, index: number, like: T
 function qLinearBinary(op: string, compute: (a: number, b: number) => number): OpDefinition {
   return {
     op,
-    domain: 'com.microsoft',
+    domain: contrib,
     inputs: [7, 8],
     outputs: [1, 1],
     infer: (context) => [
@@ -146,7 +151,7 @@ function withInputs(context: EvaluateContext, inputs: readonly Tensor[]): Evalua
 function qLinearUnary(op: string, compute: (node: Node) => (x: number) => number): OpDefinition {
   return {
     op,
-    domain: 'com.microsoft',
+    domain: contrib,
     inputs: [4, 5],
     outputs: [1, 1],
     infer: (context) => [{ dtype: context.input(0).dtype, shape: context.input(0).shape }],
@@ -164,7 +169,7 @@ function qLinearOf(op: string, float: OpDefinition | undefined): readonly OpDefi
   return [
     {
       op,
-      domain: 'com.microsoft',
+      domain: contrib,
       inputs: [4, 5],
       outputs: [1, 1],
       infer(context) {
@@ -181,6 +186,124 @@ function qLinearOf(op: string, float: OpDefinition | undefined): readonly OpDefi
   ];
 }
 
+/** Inputs: y_scale, y_zero_point, then x, x_scale, x_zero_point of every part. */
+const qLinearConcat: OpDefinition = {
+  op: 'QLinearConcat',
+  domain: contrib,
+  inputs: [5, Infinity],
+  outputs: [1, 1],
+  infer(context) {
+    const { dtype } = context.input(1);
+    const parts = context.node.inputs.flatMap((_, i) =>
+      i >= 2 && i % 3 === 2 ? [context.input(i).shape] : [],
+    );
+    const known = parts.filter((shape) => shape !== undefined);
+    const [first] = known;
+    if (first === undefined || known.length < parts.length) return [{ dtype }];
+    const axis = normalizeAxis(context, context.node.int('axis', 0), first.length);
+    const size = addDims(...known.map((shape) => shape[axis] ?? 1));
+    return [{ dtype, shape: withSize(first, axis, size) }];
+  },
+  evaluate(context) {
+    const parts = context.node.inputs.flatMap((_, i) =>
+      i >= 2 && i % 3 === 2 ? [dequantizedInput(context, i)] : [],
+    );
+    const [first] = parts;
+    if (first === undefined) throw opError(context, 'there is nothing to concatenate');
+    const axis = normalizeAxis(context, context.node.int('axis', 0), first.shape.length);
+    const size = parts.reduce((sum, part) => sum + (part.shape[axis] ?? 1), 0);
+    const shape = withSize(first.shape, axis, size);
+    const outer = elementCount(first.shape.slice(0, axis));
+    const joined = new Float32Array(elementCount(shape));
+    let at = 0;
+    for (let o = 0; o < outer; o++)
+      for (const part of parts) {
+        const run = elementCount(part.shape) / outer;
+        joined.set(floatsOf(part).subarray(o * run, (o + 1) * run), at);
+        at += run;
+      }
+    return [requantized(context, writeNumbers('f32', shape, joined), 0, context.input(1))];
+  },
+};
+
+/** Inputs: x, x_scale, x_zero_point, y_scale, y_zero_point; before opset 13 all inner axes count. */
+const qLinearSoftmax: OpDefinition = {
+  op: 'QLinearSoftmax',
+  domain: contrib,
+  inputs: [5, 5],
+  outputs: [1, 1],
+  infer: (context) => [{ dtype: context.input(0).dtype, shape: context.input(0).shape }],
+  evaluate(context) {
+    const x = dequantizedInput(context, 0);
+    const axis = normalizeAxis(context, context.node.int('axis', -1), x.shape.length);
+    const all = context.node.int('opset', 13) < 13;
+    const [outer, size, inner] = all
+      ? [elementCount(x.shape.slice(0, axis)), elementCount(x.shape.slice(axis)), 1]
+      : splitAtAxis(x.shape, axis);
+    const data = floatsOf(x);
+    const y = new Float32Array(data.length);
+    for (let o = 0; o < outer; o++)
+      for (let i = 0; i < inner; i++) {
+        const at = (s: number): number => (o * size + s) * inner + i;
+        let largest = -Infinity;
+        for (let s = 0; s < size; s++) largest = Math.max(largest, data[at(s)] ?? 0);
+        let sum = 0;
+        for (let s = 0; s < size; s++) sum += Math.exp((data[at(s)] ?? 0) - largest);
+        for (let s = 0; s < size; s++) y[at(s)] = Math.exp((data[at(s)] ?? 0) - largest) / sum;
+      }
+    return [requantized(context, writeNumbers('f32', x.shape, y), 3, context.input(0))];
+  },
+};
+
+/** Inputs: a, a_scale, a_zero_point, b, b_scale, b_zero_point, c?, y_scale?, y_zero_point?. */
+const qGemm: OpDefinition = {
+  op: 'QGemm',
+  domain: contrib,
+  inputs: [6, 9],
+  outputs: [1, 1],
+  infer(context) {
+    const flipped = (index: number, name: string): Shape | undefined => {
+      const { shape } = context.input(index);
+      expectRank(context, `input ${index}`, shape, 2);
+      return context.node.int(name, 0) === 0 ? shape : shape?.toReversed();
+    };
+    const dtype = context.has(8) ? context.input(8).dtype : 'f32';
+    return [{ dtype, shape: productShape(context, flipped(0, 'transA'), flipped(3, 'transB')) }];
+  },
+  evaluate(context) {
+    const { node } = context;
+    const side = (index: number, name: string, axis: number): ReturnType<typeof centered> => {
+      const flip = node.int(name, 0) !== 0;
+      // zero points of B run along its columns, which are rows when it is stored transposed
+      const { shape, data } = centered(
+        context.input(index),
+        context.inputs[index + 2],
+        flip ? -2 : axis,
+      );
+      const [rows = 1, columns = 1] = shape;
+      return flip
+        ? { shape: [columns, rows], data: transposed(data, rows, columns) }
+        : { shape, data };
+    };
+    const { shape, data } = product(context, side(0, 'transA', -2), side(3, 'transB', -1), 'i32');
+    const columns = shape[1] ?? 1;
+    const [aScale = 1] = floatsOf(context.input(1));
+    const bScale = floatsOf(context.input(4));
+    const bias = context.inputs[6];
+    const terms = optionalFloats(bias);
+    const strides = broadcastStrides(bias?.shape ?? [], 2);
+    const alpha = node.float('alpha', 1);
+    const y = new Float32Array(data.length);
+    forEachIndex(shape, [strides], (i, [from = 0]) => {
+      const scale = alpha * aScale * (bScale[bScale.length === 1 ? 0 : i % columns] ?? 1);
+      y[i] = ((data[i] ?? 0) + (terms?.[from] ?? 0)) * scale;
+    });
+    const result = writeNumbers('f32', shape, y);
+    const like = context.inputs[8];
+    return [like === undefined ? result : requantized(context, result, 7, like)];
+  },
+};
+
 const floatPool = (op: string): OpDefinition | undefined =>
   poolOps.find((definition) => definition.op === op);
 
@@ -195,6 +318,9 @@ export const quantizeContribOps: readonly OpDefinition[] = [
     const alpha = node.float('alpha', 0.01);
     return (x) => (x < 0 ? alpha * x : x);
   }),
+  qLinearConcat,
+  qLinearSoftmax,
+  qGemm,
   ...qLinearOf('QLinearAveragePool', floatPool('AveragePool')),
   ...qLinearOf('QLinearGlobalAveragePool', floatPool('GlobalAveragePool')),
 ];

@@ -92,6 +92,25 @@ testOpCases('convolutions agree with onnxruntime', '', [
     tolerance: 0,
   },
   {
+    name: 'groups, offset groups, mask, bias',
+    op: 'DeformConv',
+    opset: 19,
+    inputs: [
+      floatsIn([2, 4, 6, 7], 1),
+      floatsIn([6, 2, 3, 2], 2),
+      floatsIn([2, 24, 3, 7], 3, 2),
+      floatsIn([6], 4),
+      floatsIn([2, 12, 3, 7], 5),
+    ],
+    attributes: {
+      group: 2,
+      offset_group: 2,
+      kernel_shape: [3, 2],
+      strides: [2, 1],
+      pads: [1, 0, 1, 1],
+    },
+  },
+  {
     name: 'dilations, padding, strides',
     op: 'Col2Im',
     inputs: [floatsIn([2, 18, 16], 1), values('i64', [2], [7, 8]), values('i64', [2], [3, 3])],
