@@ -241,7 +241,7 @@ describe('in headless Chromium', () => {
       const data = y?.data as Uint16Array;
       return [y?.dtype, data instanceof Uint16Array, ...data];
     });
-    assert.deepEqual(got, ['f16', 0x3c00, 0x8001]);
+    assert.deepEqual(got, ['f16', true, 0x3c00, 0x8001]);
   });
 
   test('onnxruntime-web runs on two threads where the page asks for them', async (t) => {
