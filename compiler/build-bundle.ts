@@ -91,7 +91,7 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
   });
   const { lowered, report } = lower(program, target);
   reports.push(report);
-  const { memory, warnings } = memoryOf(program, request);
+  const { memory, warnings } = memoryOf(program, request, lowered.sessionOptions);
   const writer = new BundleWriter(options.files, output.folder, {
     program,
     formats: lowered.formats,
@@ -158,13 +158,12 @@ function lower(
 function memoryOf(
   program: Model,
   { front, target, recipe }: BuildRequest,
+  sessionOptions: Readonly<Record<string, unknown>>,
 ): { readonly memory: MemoryEstimate; readonly warnings: readonly string[] } {
   const memory = estimateMemory(program, {
     decoder: front.decoder,
     foldsConstants: target.engine === 'ort',
-    foldsDequantize: JSON.stringify(target.sessionOptions ?? {}).includes(
-      '"disable_quant_qdq":"1"',
-    ),
+    foldsDequantize: JSON.stringify(sessionOptions).includes('"disable_quant_qdq":"1"'),
   });
   const { weights, arena, state, tokens } = memory.memory;
   const needed = weights + arena + state;

@@ -6,7 +6,6 @@
  *        -> publish
  */
 import { FettleError, throwIfAborted } from '../runtime/errors.ts';
-import { targetById } from '../targets/index.ts';
 import type { Target } from '../targets/target.ts';
 import type { BuiltBundle } from './build-bundle.ts';
 import { buildBundle } from './build-bundle.ts';
@@ -15,6 +14,7 @@ import type { CompileOptions, CompileResult, Quality } from './compile-options.t
 import { relativeLoss } from './compile-options.ts';
 import type { Output } from './emit/output.ts';
 import { openOutput } from './emit/output.ts';
+import { targetById } from './find-target.ts';
 import { FrontHalves } from './front-half.ts';
 import type { Recipe } from './recipe.ts';
 import { defaultRecipe } from './recipe.ts';

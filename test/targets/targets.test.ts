@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { pipelineFrom } from '../../compiler/passes.ts';
 import { numberFormats } from '../../compiler/quant/formats.ts';
-import { targetById, targets } from '../../targets/index.ts';
+import { targetById } from '../../compiler/find-target.ts';
+import { targets } from '../../targets/index.ts';
 import { assertFails } from '../support/errors.ts';
 
 test('every target is found by its name, and a misspelt one is suggested', () => {
