@@ -38,6 +38,9 @@ import { normContribOps } from './norm-contrib.ts';
 import { attentionOps } from './attention.ts';
 import { attentionContribOps } from './attention-contrib.ts';
 import { groupQueryAttentionOps } from './group-query-attention.ts';
+import { fusedAttentionOps } from './fused-attention.ts';
+import { fusedLinearOps } from './fused-linear.ts';
+import { fusedNormOps } from './fused-norm.ts';
 import { deformConvOps } from './deform-conv.ts';
 
 /** The families, each a file of this folder. */
@@ -76,6 +79,9 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   attention: attentionOps,
   'attention-contrib': attentionContribOps,
   'group-query-attention': groupQueryAttentionOps,
+  'fused-attention': fusedAttentionOps,
+  'fused-linear': fusedLinearOps,
+  'fused-norm': fusedNormOps,
   'deform-conv': deformConvOps,
 };
 
