@@ -18,7 +18,7 @@ import type { FileStat, FileSystem } from './files.ts';
 import { directoryOf } from './files.ts';
 import { NodeFiles } from './node.ts';
 import { openModel } from './onnx/read.ts';
-import { sha256 } from './sha256.ts';
+import { sha256 } from '../runtime/sha256.ts';
 import type { ModelSource } from './source.ts';
 import { hubFiles, hubFolders, modelNames, openSource, referenceKind } from './source.ts';
 

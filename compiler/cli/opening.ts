@@ -34,6 +34,7 @@ export function modelSource(reference: string, output: Output): Promise<ModelSou
     cacheFolder: defaultCacheFolder(process.env, homedir()),
     progress: output.progress,
     signal: output.signal,
+    warn: (message) => output.warn(message),
   });
 }
 

@@ -26,7 +26,7 @@ import type { Model, Value } from '../ir/graph.ts';
 import { encodeModel } from '../onnx/write.ts';
 import type { PassReport } from '../passes/pass.ts';
 import type { Recipe } from '../recipe.ts';
-import { Sha256 } from '../sha256.ts';
+import { Sha256 } from '../../runtime/sha256.ts';
 import type { TextFiles } from '../source.ts';
 import { VERSION } from '../version.ts';
 import type { Canary } from './canaries.ts';

@@ -9,7 +9,7 @@ import { viewBytes } from '../../runtime/tensor.ts';
 import type { FileSystem, FileWriter } from '../files.ts';
 import { joinPath } from '../files.ts';
 import type { Progress } from '../passes/pass.ts';
-import { Sha256 } from '../sha256.ts';
+import { Sha256 } from '../../runtime/sha256.ts';
 import type { WeightLayout } from './layout.ts';
 
 /** Bytes read at a time. */

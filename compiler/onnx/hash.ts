@@ -3,7 +3,7 @@
  */
 import type { FileSystem } from '../files.ts';
 import { missing } from '../files.ts';
-import { Sha256 } from '../sha256.ts';
+import { Sha256 } from '../../runtime/sha256.ts';
 import { openModel } from './read.ts';
 
 /** Bytes read at a time. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { test } from 'node:test';
-import { Sha256, sha256 } from '../../compiler/sha256.ts';
+import { Sha256, sha256 } from '../../runtime/sha256.ts';
 
 /** Messages and digests of FIPS 180-4's examples (NIST "SHA256.pdf" and "SHA2_Additional.pdf"). */
 const vectors: readonly (readonly [message: string, repeat: number, digest: string])[] = [
