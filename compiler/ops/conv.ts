@@ -66,7 +66,7 @@ function tileSize(rowLength: number, positions: number): number {
  * @param out - array type of the result
  * @returns // [batch, outputs, ...window.output]
  */
-export function convolve(
+function convolve(
   x: Dense,
   w: Dense,
   window: Window,

@@ -3,12 +3,8 @@
  * norms, attention, quantization, recurrence and images.
  */
 import type { DType, Tensor } from '../../runtime/tensor.ts';
-import type { Dim, Shape } from '../ir/dim.ts';
-import { divideDims, multiplyDims } from '../ir/dim.ts';
-import type { InferContext } from './definition.ts';
 import type { Floats } from './gemm.ts';
-import { readNumbers, writeNumbers } from './numbers.ts';
-import { opError } from './support.ts';
+import { readNumbers } from './numbers.ts';
 
 /**
  * Elements as floats to compute with, possibly the tensor's own storage: do not write to them.
@@ -36,27 +32,9 @@ export function floatsFor(dtype: DType, length: number): Floats {
   return double ? new Float64Array(length) : new Float32Array(length);
 }
 
-/** A tensor of a float dtype from computed values. */
-export function floatTensor(dtype: DType, shape: readonly number[], values: Floats): Tensor {
-  return writeNumbers(dtype, shape, values);
-}
-
 /** Elements of a small integer tensor as numbers. */
 export function integersOf(tensor: Tensor): number[] {
   return Array.from(readNumbers(tensor));
-}
-
-/** Size of one dimension of a tensor; 1 past its rank. */
-export function sizeAt(tensor: Tensor, axis: number): number {
-  return tensor.shape[axis < 0 ? axis + tensor.shape.length : axis] ?? 1;
-}
-
-/** Throws unless the input has the rank; unknown shapes pass. */
-export function shapeOfRank(context: InferContext, index: number, rank: number): Shape | undefined {
-  const { shape } = context.input(index);
-  if (shape !== undefined && shape.length !== rank)
-    throw opError(context, `input ${index} has rank ${shape.length}, wanted ${rank}`);
-  return shape;
 }
 
 /** Product of dimensions from `start` up to `end`. */
@@ -68,11 +46,6 @@ export function spanOf(
   let product = 1;
   for (let axis = start; axis < end; axis++) product *= shape[axis] ?? 1;
   return product;
-}
-
-/** `a * b / c`, for sizes such as hidden / heads * otherHeads. */
-export function scaleDim(a: Dim, b: Dim, c: Dim): Dim {
-  return divideDims(multiplyDims(a, b), c);
 }
 
 /** Row-major strides; 0 where a size is 1, so that broadcasting needs no special case. */

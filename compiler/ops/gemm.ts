@@ -78,9 +78,20 @@ function tile2x4(
   targetAt: number,
   rowStride: number,
 ): void {
-  const [a0, a1] = [leftAt, leftAt + k];
-  const [b0, b1, b2, b3] = [rightAt, rightAt + k, rightAt + 2 * k, rightAt + 3 * k];
-  let [s0, s1, s2, s3, r0, r1, r2, r3] = [0, 0, 0, 0, 0, 0, 0, 0];
+  const a0 = leftAt;
+  const a1 = a0 + k;
+  const b0 = rightAt;
+  const b1 = b0 + k;
+  const b2 = b1 + k;
+  const b3 = b2 + k;
+  let s0 = 0;
+  let s1 = 0;
+  let s2 = 0;
+  let s3 = 0;
+  let r0 = 0;
+  let r1 = 0;
+  let r2 = 0;
+  let r3 = 0;
   for (let t = 0; t < k; t++) {
     const x = left[a0 + t] as number;
     const y = left[a1 + t] as number;
