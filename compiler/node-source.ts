@@ -16,7 +16,7 @@ import type { DownloadOptions, DownloadResult } from './node-download.ts';
 import { download } from './node-download.ts';
 import type { FileStat, FileSystem } from './files.ts';
 import { directoryOf } from './files.ts';
-import { NodeFiles } from './node.ts';
+import { NodeFiles } from './node-files.ts';
 import { openModel } from './onnx/read.ts';
 import { sha256 } from '../runtime/sha256.ts';
 import type { ModelSource } from './source.ts';
