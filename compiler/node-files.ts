@@ -52,7 +52,7 @@ export class NodeFiles implements FileSystem {
   }
 
   makeDirectory(directory: string): void {
-    attempt('make the directory', directory, () => fs.mkdirSync(directory, { recursive: true }));
+    attempt('make the directory', directory, () => makeLevels(path.resolve(directory)));
   }
 
   create(file: string): FileWriter {
@@ -152,6 +152,22 @@ class DiskWriter implements FileWriter {
       this.abort();
       throw error;
     }
+  }
+}
+
+/**
+ * Makes a directory level by level: `mkdirSync` with `recursive` never returns where the parent exists
+ * and the system answers ENOENT, as below /proc (Node 20).
+ */
+function makeLevels(directory: string): void {
+  if (fs.statSync(directory, { throwIfNoEntry: false })?.isDirectory() === true) return;
+  const parent = path.dirname(directory);
+  if (parent !== directory) makeLevels(parent);
+  try {
+    fs.mkdirSync(directory);
+  } catch (error) {
+    // somebody else may have made it in the meantime
+    if (!fs.statSync(directory, { throwIfNoEntry: false })?.isDirectory()) throw error;
   }
 }
 

@@ -1,7 +1,11 @@
 import assert from 'node:assert/strict';
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import type { CompileOptions, CompileResult } from '../../compiler/index.ts';
 import { bundleRunner, compile, MemoryFiles, parseRecipe, VERSION } from '../../compiler/index.ts';
+import { NodeFiles } from '../../compiler/node.ts';
 import { folderSource } from '../../compiler/run-bundle.ts';
 import type { ModelSource } from '../../compiler/source.ts';
 import { generatedModel } from '../../models/index.ts';
@@ -239,6 +243,49 @@ test('a failure or an abort on the way leaves nothing, and an older bundle as it
   assert.deepEqual(contentsOf(files), before);
   await compileMicro({ weights: 'f16' }, { files });
   assert.notDeepEqual(contentsOf(files), before);
+});
+
+test('a place on disk that cannot be written is found out before the model is read', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'fettle-'));
+  const untouched = { ...micro(), read: () => assert.fail('the model was read') };
+  const attempt = (out: string): Promise<unknown> =>
+    compile(untouched, { targets: ['ort-wasm'], files: new NodeFiles(), out });
+  try {
+    writeFileSync(join(folder, 'file'), 'mine');
+    await assert.rejects(attempt(join(folder, 'file')), fails('IO_FAILED', /a file is there/));
+    await assert.rejects(attempt(join(folder, 'file', 'out')), fails('IO_FAILED', /Cannot/));
+    await assert.rejects(attempt(join(folder, 'file', 'a.fettle')), fails('IO_FAILED', /Cannot/));
+    await assert.rejects(
+      attempt(folder),
+      fails('IO_FAILED', /"file" in it is not part of a bundle/),
+    );
+    await assert.rejects(attempt('/proc/nowhere/out'), fails('IO_FAILED', /Cannot/));
+    assert.deepEqual(readdirSync(folder), ['file']);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test('a bundle on disk replaces an older one and leaves nothing beside it', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'fettle-'));
+  const write = (recipe: object): Promise<CompileResult> =>
+    compile(micro(), {
+      targets: ['ort-wasm'],
+      files: new NodeFiles(),
+      out: join(folder, 'deep', 'out'),
+      recipe: parseRecipe(recipe),
+    });
+  try {
+    await write({});
+    const { bundles } = await write({ weights: 'w4g32' });
+    assert.deepEqual(readdirSync(join(folder, 'deep')), ['out']);
+    assert.equal(readdirSync(join(folder, 'deep', 'out')).length, bundles[0]?.files);
+    const session = await openBundle(join(folder, 'deep', 'out'));
+    assert.equal((await session.check()).passed, true);
+    await session.dispose();
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test('a packed bundle is the same bundle in one file', async () => {
