@@ -10,6 +10,7 @@ import { eliminateCommonSubexpressions } from './passes/eliminate-common-subexpr
 import { eliminateDead } from './passes/eliminate-dead.ts';
 import { eliminateIdentity } from './passes/eliminate-identity.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
+import { fuseConv } from './passes/fuse-conv.ts';
 import { foldConstants, foldConstantsDefaults } from './passes/fold-constants.ts';
 import { mergeAdjacent } from './passes/merge-adjacent.ts';
 import type { PassEntry } from './passes/pass-options.ts';
@@ -34,6 +35,11 @@ export const passes: readonly PassEntry[] = [
     'Computes at compile time what depends on constants only.',
     foldConstantsDefaults,
     foldConstants,
+  ),
+  passEntry(
+    'Puts activations, residual sums and scalar factors behind a convolution into it.',
+    {},
+    fuseConv,
   ),
   passEntry('Makes one op of two of a kind in a row.', {}, mergeAdjacent),
   passEntry(

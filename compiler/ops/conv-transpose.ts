@@ -7,9 +7,10 @@ import type { Tensor } from '../../runtime/tensor.ts';
 import { elementCount } from '../../runtime/tensor.ts';
 import type { Dim } from '../ir/dim.ts';
 import { divideDims, isStatic } from '../ir/dim.ts';
-import type { ValueType } from '../ir/graph.ts';
+import type { Node, Value, ValueType } from '../ir/graph.ts';
+import type { Dense } from './conv.ts';
 import { finishConv } from './conv.ts';
-import type { EvaluateContext, InferContext, OpDefinition } from './definition.ts';
+import type { Cost, EvaluateContext, InferContext, OpDefinition } from './definition.ts';
 import { floatsFor, floatsOf, integersOf, optionalFloats, spanOf } from './dense.ts';
 import type { Floats } from './gemm.ts';
 import { multiplyRows, transposed } from './gemm.ts';
@@ -25,7 +26,8 @@ import {
   windowOffsets,
 } from './window.ts';
 
-function inferConvTranspose(context: InferContext): ValueType[] {
+/** Output type of a transposed convolution. */
+export function inferConvTranspose(context: InferContext): ValueType[] {
   const { node } = context;
   const { dtype, shape } = context.input(0);
   const weights = context.input(1).shape;
@@ -97,7 +99,8 @@ function scatter(
   }
 }
 
-function evaluateConvTranspose(context: EvaluateContext): Tensor[] {
+/** Inputs 0 and 1 of a node convolved backwards, with nothing added. */
+export function convolveInputsBackwards(context: EvaluateContext): Dense {
   const { node } = context;
   const x = context.input(0);
   const w = context.input(1);
@@ -142,8 +145,24 @@ function evaluateConvTranspose(context: EvaluateContext): Tensor[] {
         );
     }
   }
-  finishConv(node, values, outputs, size, optionalFloats(context.inputs[2]));
-  return [writeNumbers(x.dtype, [batch, outputs, ...window.input], values)];
+  return { shape: [batch, outputs, ...window.input], data: values };
+}
+
+function evaluateConvTranspose(context: EvaluateContext): Tensor[] {
+  const { shape, data } = convolveInputsBackwards(context);
+  const bias = optionalFloats(context.inputs[2]);
+  finishConv(context.node, data, shape[1] ?? 1, spanOf(shape, 2), bias);
+  return [writeNumbers(context.input(0).dtype, shape, data)];
+}
+
+/** Multiplications and traffic of a transposed convolution. */
+export function convTransposeCost(node: Node, shapeOf: (value: Value) => readonly number[]): Cost {
+  const [x, w] = [shapeOf(node.input(0)), shapeOf(node.input(1))];
+  const out = spanOf(shapeOf(node.output()), 0);
+  return {
+    flops: 2 * spanOf(x, 0) * spanOf(w, 1),
+    bytes: 4 * (spanOf(x, 0) + spanOf(w, 0) + out),
+  };
 }
 
 const convTranspose: OpDefinition = {
@@ -153,14 +172,7 @@ const convTranspose: OpDefinition = {
   outputs: [1, 1],
   infer: inferConvTranspose,
   evaluate: evaluateConvTranspose,
-  cost(node, shapeOf) {
-    const [x, w] = [shapeOf(node.input(0)), shapeOf(node.input(1))];
-    const out = spanOf(shapeOf(node.output()), 0);
-    return {
-      flops: 2 * spanOf(x, 0) * spanOf(w, 1),
-      bytes: 4 * (spanOf(x, 0) + spanOf(w, 0) + out),
-    };
-  },
+  cost: convTransposeCost,
 };
 
 /** Inputs: columns [batch, channels * block, positions], image_shape, block_shape. */

@@ -138,6 +138,18 @@ function windowFor(place: OpPlace, x: Dense, w: Dense): Window {
   return resolveWindow(windowAttributes(place.node, kernel), x.shape.slice(2));
 }
 
+/** Adds `bias[channel]` to values of `channels` planes of `size` elements. */
+export function addBias(
+  values: Floats,
+  channels: number,
+  size: number,
+  bias: Floats | undefined,
+): void {
+  if (bias === undefined) return;
+  for (let i = 0; i < values.length; i++)
+    values[i] = (values[i] ?? 0) + (bias[Math.floor(i / size) % channels] ?? 0);
+}
+
 /** Adds `bias[channel]`, and `addend` of the result's shape, then applies the node's activation. */
 export function finishConv(
   node: Node,
@@ -147,29 +159,37 @@ export function finishConv(
   bias: Floats | undefined,
   addend?: Floats,
 ): void {
-  if (bias !== undefined)
-    for (let i = 0; i < values.length; i++)
-      values[i] = (values[i] ?? 0) + (bias[Math.floor(i / size) % channels] ?? 0);
+  addBias(values, channels, size, bias);
   if (addend !== undefined)
     for (let i = 0; i < values.length; i++) values[i] = (values[i] ?? 0) + (addend[i] ?? 0);
   const activation = activationOf(node);
   if (activation !== undefined) activate(values, activation);
 }
 
-function evaluateConv(context: EvaluateContext): Tensor[] {
+/** Inputs 0 and 1 of a node convolved, with nothing added. */
+export function convolveInputs(context: EvaluateContext): Dense {
   const input = context.input(0);
   const x = { shape: input.shape, data: floatsOf(input) };
   const w = { shape: context.input(1).shape, data: floatsOf(context.input(1)) };
   const window = windowFor(context, x, w);
   const group = context.node.int('group', 1);
-  const values = convolve(x, w, window, group, (length) => floatsFor(input.dtype, length));
-  const outputs = w.shape[0] ?? 1;
-  const [bias, addend] = [optionalFloats(context.inputs[2]), optionalFloats(context.inputs[3])];
-  finishConv(context.node, values, outputs, elementCount(window.output), bias, addend);
-  return [writeNumbers(input.dtype, [x.shape[0] ?? 1, outputs, ...window.output], values)];
+  const data = convolve(x, w, window, group, (length) => floatsFor(input.dtype, length));
+  return { shape: [x.shape[0] ?? 1, w.shape[0] ?? 1, ...window.output], data };
 }
 
-function convCost(node: Node, shapeOf: (value: Value) => readonly number[], weights = 1): Cost {
+function evaluateConv(context: EvaluateContext): Tensor[] {
+  const { shape, data } = convolveInputs(context);
+  const [bias, addend] = [optionalFloats(context.inputs[2]), optionalFloats(context.inputs[3])];
+  finishConv(context.node, data, shape[1] ?? 1, spanOf(shape, 2), bias, addend);
+  return [writeNumbers(context.input(0).dtype, shape, data)];
+}
+
+/** Multiplications and traffic of a convolution whose weights are input `weights`. */
+export function convCost(
+  node: Node,
+  shapeOf: (value: Value) => readonly number[],
+  weights = 1,
+): Cost {
   const w = shapeOf(node.input(weights));
   const out = spanOf(shapeOf(node.output()), 0);
   return {

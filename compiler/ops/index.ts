@@ -39,6 +39,7 @@ import { attentionOps } from './attention.ts';
 import { attentionContribOps } from './attention-contrib.ts';
 import { groupQueryAttentionOps } from './group-query-attention.ts';
 import { fusedAttentionOps } from './fused-attention.ts';
+import { fusedConvOps } from './fused-conv.ts';
 import { fusedLinearOps } from './fused-linear.ts';
 import { fusedNormOps } from './fused-norm.ts';
 import { deformConvOps } from './deform-conv.ts';
@@ -80,6 +81,7 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   'attention-contrib': attentionContribOps,
   'group-query-attention': groupQueryAttentionOps,
   'fused-attention': fusedAttentionOps,
+  'fused-conv': fusedConvOps,
   'fused-linear': fusedLinearOps,
   'fused-norm': fusedNormOps,
   'deform-conv': deformConvOps,
