@@ -1,11 +1,15 @@
-import { deepEqual, equal, match } from 'node:assert/strict';
+import assert, { deepEqual, equal, match } from 'node:assert/strict';
 import { test } from 'node:test';
 import { analyzeDecoder } from '../../compiler/analyze/decoder.ts';
 import { int } from '../../compiler/ir/attribute.ts';
 import type { Dim } from '../../compiler/ir/dim.ts';
 import { parseDim } from '../../compiler/ir/dim.ts';
 import { Graph, Model, Node, Value } from '../../compiler/ir/graph.ts';
+import { inferModel } from '../../compiler/ir/infer.ts';
 import { Weight } from '../../compiler/ir/weight.ts';
+import { hubConfig } from '../../models/hub-config.ts';
+import { generatedDecoders, generatedModel } from '../../models/index.ts';
+import { spellings } from '../../models/spelling/index.ts';
 import type { DType } from '../../runtime/tensor.ts';
 import { tensor } from '../../runtime/tensor.ts';
 
@@ -269,4 +273,22 @@ test('context length, end and start ids come from the files in order, and defaul
   });
   equal(adding.decoder?.startId, undefined);
   equal(adding.decoder?.contextLength, 512);
+});
+
+test('every generated micro decoder in every spelling is recognised', () => {
+  const names = [...generatedDecoders.keys()].filter((name) => name.startsWith('micro:'));
+  assert.ok(names.length * spellings.length > 20);
+  for (const name of names)
+    for (const spelling of spellings) {
+      const reference = `${name}@${spelling.name}`;
+      const generated = generatedModel(reference);
+      const model = generated.build();
+      inferModel(model, { contradictions: 'warn' });
+      const { decoder, reasons } = analyzeDecoder(model, { config: hubConfig(generated.config) });
+      deepEqual(reasons, [], reference);
+      equal(decoder?.state.length, 2 * generated.config.layers, reference);
+      deepEqual(new Set(decoder?.state.map(({ axis }) => axis)), new Set([2]), reference);
+      equal(decoder?.vocabulary, generated.config.vocabulary, reference);
+      equal(decoder?.contextLength, generated.config.contextLength, reference);
+    }
 });
