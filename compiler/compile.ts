@@ -94,7 +94,7 @@ function resolveTargets(options: CompileOptions, recipe: Recipe): readonly Targe
 }
 
 function placeOf(out: string, target: Target, count: number): string {
-  if (out === '') throw new FettleError('USAGE', 'No output is named.', { at: { option: 'out' } });
+  if (out === '') throw new FettleError('USAGE', 'No output is named.', { at: { option: 'out' }, fix: 'Name a folder, or a file that ends in .fettle.' });
   if (count === 1) return out;
   if (out.endsWith('.fettle')) return out.replace(/fettle$/, `${target.id}.fettle`);
   return `${out.replace(/[/\\]+$/, '')}/${target.id}`;

@@ -113,6 +113,7 @@ const readers: Readonly<Record<keyof Recipe, Reader>> = {
 export function parseRecipe(json: unknown, base: Recipe = defaultRecipe): Recipe {
   if (typeof json !== 'object' || json === null || Array.isArray(json))
     throw new FettleError('USAGE', `A recipe is a JSON object, not ${describe(json)}.`, {
+      at: { option: 'recipe' },
       fix: 'Write something like { "weights": "w4g32" }.',
     });
   const known: Record<string, Reader> = readers;

@@ -214,6 +214,7 @@ export class Session {
       const { canaries } = this.manifest;
       if (canaries === undefined)
         throw new FettleError('USAGE', 'This bundle carries no canaries to check.', {
+          at: { model: this.manifest.model.name },
           fix: 'Compile it with canaries.',
         });
       const cases = readCanaries(await this.#parts.readFile(canaries.file), canaries.file);
@@ -421,6 +422,7 @@ export class Session {
 
 function busy(): FettleError {
   return new FettleError('USAGE', 'A generation is running on this session.', {
+    at: { call: 'session' },
     fix: 'Finish it, leave its loop, call reset(), or open a second session.',
   });
 }

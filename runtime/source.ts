@@ -82,6 +82,7 @@ function absoluteUrl(from: string | URL): URL {
     return new URL(from, base);
   } catch (cause) {
     throw new FettleError('USAGE', `Cannot open "${String(from)}": it is not a URL.`, {
+      at: { url: String(from) },
       fix: 'Pass an absolute URL, or use openBundle from fettle/runtime/node for a folder.',
       cause,
     });

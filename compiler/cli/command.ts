@@ -1,5 +1,6 @@
 /** What a command file exports, and how it is run. */
 import type { ArgumentsCamelCase, Argv, CommandModule } from 'yargs';
+import type { Terminal } from './output.ts';
 import { Output } from './output.ts';
 
 /** Options every command has. */
@@ -16,8 +17,9 @@ export interface Command {
    * The yargs module.
    *
    * @param onExit - told the exit code
+   * @param terminal - where it prints
    */
-  module(onExit: (code: number) => void): CommandModule<CommonArguments>;
+  module(onExit: (code: number) => void, terminal: Terminal): CommandModule<CommonArguments>;
 }
 
 /**
@@ -38,12 +40,12 @@ export function command<O>(definition: {
   const { usage, summary, options, run } = definition;
   return {
     name: usage.split(' ')[0] ?? usage,
-    module: (onExit) => ({
+    module: (onExit, terminal) => ({
       command: usage,
       describe: summary,
       builder: (parser) => options(parser as Argv<CommonArguments>) as Argv,
       handler: async (args) => {
-        const output = new Output(args['json'] === true);
+        const output = new Output(args['json'] === true, terminal);
         try {
           // yargs has parsed them with the options above; its module type cannot carry that along
           onExit((await run(args as ArgumentsCamelCase<O>, output)) ?? 0);

@@ -85,6 +85,7 @@ export function splitAssignment(
   const [only, second] = names;
   if (only !== undefined && second === undefined) return [only, text];
   throw new FettleError('USAGE', `"${text}" does not say which input it is for.`, {
+    at: { option: 'input' },
     fix: `Write ${names[0] ?? 'name'}=${text}. Inputs are: ${names.join(', ')}.`,
   });
 }

@@ -5,6 +5,7 @@ import { accuracy } from '../evaluate/classify.ts';
 import { logitsModel } from '../evaluate/decoder.ts';
 import { compareDecoders, compareOutputs } from '../evaluate/compare.ts';
 import type { Distance } from '../evaluate/distance.ts';
+import { randomIds } from '../evaluate/random-feeds.ts';
 import { perplexity } from '../evaluate/perplexity.ts';
 import type { Command } from './command.ts';
 import { command } from './command.ts';
@@ -13,6 +14,9 @@ import type { Opened } from './opening.ts';
 import { openRunnable } from './opening.ts';
 import type { Output } from './output.ts';
 import { formatCount, formatMs, table } from './text.ts';
+
+/** Tokens of one random sample of a decoder. */
+const RANDOM_TOKENS = 32;
 
 interface Arguments {
   readonly model: string;
@@ -34,7 +38,8 @@ interface Evaluation {
   readonly unit: string;
   readonly samples: number;
   readonly tokens?: number;
-  readonly dataSha256: string | undefined;
+  /** Of the data; null when inputs were random. */
+  readonly dataSha256: string | null;
   readonly more?: object;
 }
 
@@ -77,6 +82,7 @@ export const evaluate: Command = command({
     const task = tasks[args.task];
     if (task === undefined)
       throw new FettleError('USAGE', `--task ${args.task} is not supported yet.`, {
+        at: { option: 'task' },
         fix: `Use one of: ${Object.keys(tasks).join(', ')}.`,
       });
     const opened = await openRunnable(args.model, output);
@@ -166,16 +172,22 @@ async function evaluateDistance(
     const { session } = opened;
     const { progress, signal } = output;
     let distance: Distance;
-    let dataSha256: string | undefined;
-    if (args.data !== undefined && session.manifest.text !== undefined) {
-      const { text, sha256 } = readText(args.data);
-      const ids = (await session.tokenizer()).encode(text, false).slice(0, args.maxTokens ?? 4096);
+    let dataSha256: string | null = null;
+    const { decoder } = session.manifest;
+    if (decoder !== undefined && against.session.manifest.decoder !== undefined) {
+      let ids: readonly number[];
+      if (args.data === undefined) {
+        ids = randomIds(args.samples * RANDOM_TOKENS, decoder.vocabulary, args.seed);
+      } else {
+        const { text, sha256 } = readText(args.data);
+        ids = (await session.tokenizer()).encode(text, false).slice(0, args.maxTokens ?? 4096);
+        dataSha256 = sha256;
+      }
       distance = await compareDecoders(logitsModel(against.session), logitsModel(session), ids, {
-        windowTokens: args.window ?? 256,
+        windowTokens: args.window ?? (args.data === undefined ? RANDOM_TOKENS : 256),
         progress,
         signal,
       });
-      dataSha256 = sha256;
     } else {
       const [input] = session.manifest.inputs;
       const feeds =
@@ -207,6 +219,7 @@ async function evaluateDistance(
 function required(value: string | undefined, option: string, what: string): string {
   if (value !== undefined) return value;
   throw new FettleError('USAGE', `--${option} is missing: this task needs ${what}.`, {
+    at: { option },
     fix: `Add --${option} <path>.`,
   });
 }

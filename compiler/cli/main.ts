@@ -9,6 +9,7 @@ import { evaluate } from './evaluate.ts';
 import { formats } from './formats.ts';
 import { generate } from './generate.ts';
 import { inspect } from './inspect.ts';
+import type { Terminal } from './output.ts';
 import { Output, exitCodes } from './output.ts';
 import { passes } from './passes.ts';
 import { report } from './report.ts';
@@ -37,9 +38,10 @@ const commandNames = commands.map(({ name }) => name);
  * Runs the command line.
  *
  * @param argv - arguments after the program's name
+ * @param terminal - where to print; the process's own streams by default (help always goes there)
  * @returns the exit code: 0 done, 1 failed, 2 misuse, 3 a budget was missed
  */
-export async function main(argv: readonly string[]): Promise<number> {
+export async function main(argv: readonly string[], terminal: Terminal = process): Promise<number> {
   let exitCode: number = exitCodes.done;
   let parser = yargs([...argv])
     .scriptName('fettle')
@@ -54,11 +56,12 @@ export async function main(argv: readonly string[]): Promise<number> {
     .fail((message: string | null, error: Error | undefined) => {
       throw error ?? misuse(message ?? 'Wrong arguments.', argv);
     });
-  for (const one of commands) parser = parser.command(one.module((code) => (exitCode = code)));
+  for (const one of commands)
+    parser = parser.command(one.module((code) => (exitCode = code), terminal));
   try {
     await parser.parseAsync();
   } catch (error) {
-    const output = new Output(argv.includes('--json'));
+    const output = new Output(argv.includes('--json'), terminal);
     exitCode = output.failure(error);
     output.close();
   }
@@ -70,7 +73,11 @@ function misuse(message: string, argv: readonly string[]): FettleError {
   const first = argv[0] ?? '';
   const close =
     first !== '' && !commandNames.includes(first) ? nearest(first, commandNames) : undefined;
-  return new FettleError('USAGE', message.replaceAll('\n', ' '), {
+  // yargs says "Unknown argument" or its own suggestion for a command that is not there
+  const unknown = first !== '' && !first.startsWith('-') && !commandNames.includes(first);
+  const what = unknown ? `There is no command "${first}".` : message.replaceAll('\n', ' ');
+  return new FettleError('USAGE', what, {
+    at: { command: first },
     fix:
       close === undefined
         ? `See: fettle ${commandNames.includes(first) ? `${first} ` : ''}--help`

@@ -10,20 +10,35 @@ import type { Log, Progress } from '../passes/pass.ts';
 /** Exit codes of the command line. */
 export const exitCodes = { done: 0, failed: 1, misuse: 2, budgetMissed: 3 } as const;
 
+/** The two streams of a program; `process` is one. */
+export interface Terminal {
+  /** For results. */
+  readonly stdout: Stream;
+  /** For everything else. */
+  readonly stderr: Stream;
+}
+
+interface Stream {
+  readonly isTTY?: boolean | undefined;
+  write(text: string): unknown;
+}
+
 /** Where a command writes. */
 export class Output implements Log {
   /** Whether stdout carries one JSON object. */
   readonly json: boolean;
   /** Aborted by Ctrl-C; the second Ctrl-C ends the process. */
   readonly signal: AbortSignal;
+  private readonly terminal: Terminal;
   private bar: { readonly what: string; readonly bar: SingleBar } | undefined;
   private readonly controller = new AbortController();
   private readonly interrupt = (): void => {
-    this.controller.abort(new FettleError('USAGE', 'Interrupted.'));
+    this.controller.abort(new DOMException('Interrupted.', 'AbortError'));
   };
 
-  constructor(json: boolean) {
+  constructor(json: boolean, terminal: Terminal) {
     this.json = json;
+    this.terminal = terminal;
     this.signal = this.controller.signal;
     process.once('SIGINT', this.interrupt);
   }
@@ -36,17 +51,17 @@ export class Output implements Log {
    */
   result(value: object, text: string): void {
     this.endProgress();
-    process.stdout.write(this.json ? `${JSON.stringify(value)}\n` : `${text.trimEnd()}\n`);
+    this.terminal.stdout.write(this.json ? `${JSON.stringify(value)}\n` : `${text.trimEnd()}\n`);
   }
 
   /** Text as it comes, for streamed results; stderr when stdout is for JSON. */
   stream(text: string): void {
-    (this.json ? process.stderr : process.stdout).write(text);
+    (this.json ? this.terminal.stderr : this.terminal.stdout).write(text);
   }
 
   info(message: string): void {
     this.endProgress();
-    process.stderr.write(`${message}\n`);
+    this.terminal.stderr.write(`${message}\n`);
   }
 
   warn(message: string): void {
@@ -55,7 +70,7 @@ export class Output implements Log {
 
   /** Progress of long work, drawn when stderr is a terminal. */
   readonly progress: Progress = (what, done, total) => {
-    if (!process.stderr.isTTY) return;
+    if (!this.terminal.stderr.isTTY) return;
     if (this.bar?.what !== what) {
       this.endProgress();
       const bar = new SingleBar(
@@ -77,15 +92,16 @@ export class Output implements Log {
   failure(error: unknown): number {
     this.endProgress();
     const known = describeFailure(error);
-    if (this.json) process.stdout.write(`${JSON.stringify({ error: known.error })}\n`);
+    if (this.json) this.terminal.stdout.write(`${JSON.stringify({ error: known.error })}\n`);
     const { code, message, at, fix } = known.error;
     const place = Object.entries(at)
       .map(([key, value]) => `${key} ${value}`)
       .join(', ');
-    process.stderr.write(`fettle: ${message}\n`);
-    if (place !== '') process.stderr.write(`  at ${place}\n`);
-    if (fix !== undefined) process.stderr.write(`  ${fix}\n`);
-    if (code === 'INTERNAL' && error instanceof Error) process.stderr.write(`${error.stack}\n`);
+    this.terminal.stderr.write(`fettle: ${message}\n`);
+    if (place !== '') this.terminal.stderr.write(`  at ${place}\n`);
+    this.terminal.stderr.write(`  ${fix}\n`);
+    if (code === 'INTERNAL' && error instanceof Error)
+      this.terminal.stderr.write(`${error.stack}\n`);
     return known.exitCode;
   }
 
@@ -101,9 +117,14 @@ export class Output implements Log {
   }
 }
 
+/** Whether an error of the language is about a value the user gave; see {@link outOfRange}. */
+function isOurs(message: string): boolean {
+  return / wanted .+, got /.test(message);
+}
+
 /** A failure as `--json` prints it, and its exit code. */
 function describeFailure(error: unknown): {
-  readonly error: { code: string; message: string; at: object; fix: string | undefined };
+  readonly error: { code: string; message: string; at: object; fix: string };
   readonly exitCode: number;
 } {
   if (error instanceof FettleError) {
@@ -114,12 +135,22 @@ function describeFailure(error: unknown): {
         : code === 'USAGE' || code === 'TARGET_UNKNOWN'
           ? exitCodes.misuse
           : exitCodes.failed;
-    return { error: error.toJSON(), exitCode };
+    const { message, at, fix = 'See fettle --help.' } = error;
+    return { error: { code, message, at, fix }, exitCode };
   }
   const message = error instanceof Error ? error.message : String(error);
-  const misuse = error instanceof TypeError || error instanceof RangeError;
+  if (error instanceof DOMException && error.name === 'AbortError')
+    return {
+      error: { code: 'INTERRUPTED', message, at: {}, fix: 'Run the command again.' },
+      exitCode: exitCodes.failed,
+    };
+  if ((error instanceof RangeError || error instanceof TypeError) && isOurs(message))
+    return {
+      error: { code: 'USAGE', message, at: {}, fix: 'See --help of the command.' },
+      exitCode: exitCodes.misuse,
+    };
   return {
-    error: { code: misuse ? 'USAGE' : 'INTERNAL', message, at: {}, fix: undefined },
-    exitCode: misuse ? exitCodes.misuse : exitCodes.failed,
+    error: { code: 'INTERNAL', message, at: {}, fix: 'This is a bug of Fettle: report it.' },
+    exitCode: exitCodes.failed,
   };
 }

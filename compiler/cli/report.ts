@@ -40,10 +40,10 @@ export const report: Command = command({
   run: async (args, output) => {
     const write = writers[extname(args.out)];
     if (write === undefined)
-      throw new FettleError(
-        'USAGE',
-        `--out ${args.out}: the name must end in ${Object.keys(writers).join(', ')}.`,
-      );
+      throw new FettleError('USAGE', `--out ${args.out}: the ending says what to write.`, {
+        at: { option: 'out' },
+        fix: `Use one of ${Object.keys(writers).join(', ')}.`,
+      });
     const bundles: BundleReport[] = [];
     for (const [index, reference] of args.bundle.entries()) {
       output.progress('report', index, args.bundle.length);

@@ -46,6 +46,7 @@ export const run: Command = command({
         if (spec === undefined) {
           const close = nearest(key, names);
           throw new FettleError('USAGE', `"${name}" has no input "${key}".`, {
+            at: { option: 'input', input: key },
             fix:
               close === undefined ? `Inputs are: ${names.join(', ')}.` : `Did you mean "${close}"?`,
           });
@@ -122,6 +123,7 @@ function numbers(option: 'mean' | 'deviation', text: string | undefined): Record
   const values = text.split(',').map(Number);
   if (values.every(Number.isFinite)) return { [option]: values };
   throw new FettleError('USAGE', `--${option}: wanted numbers, got "${text}".`, {
+    at: { option },
     fix: `Write --${option} 0.485,0.456,0.406.`,
   });
 }

@@ -204,7 +204,10 @@ function dataOf(dtype: NonNullable<Value['dtype']>, values: Float64Array): Tenso
     );
   const { bits, kind } = dtypes[dtype];
   if (bits < 8 || (kind === 'float' && bits === 8) || kind === 'complex' || kind === 'string')
-    throw new FettleError('SHAPE_UNKNOWN', `No canary input can be made up for dtype ${dtype}.`);
+    throw new FettleError('SHAPE_UNKNOWN', `No canary input can be made up for dtype ${dtype}.`, {
+      at: { dtype },
+      fix: 'Compile without canaries.',
+    });
   const data = viewBytes(dtype, new Uint8Array(bytesFor(dtype, values.length)));
   values.forEach((value, index) => {
     if (data instanceof BigInt64Array || data instanceof BigUint64Array)
@@ -232,5 +235,6 @@ function fail(input: Value): never {
 function unknownInput(input: Value): FettleError {
   return new FettleError('SHAPE_UNKNOWN', `No canary can be made for the input "${input.name}".`, {
     at: { value: input.name },
+    fix: 'Fix its sizes with --shape, or compile without canaries.',
   });
 }

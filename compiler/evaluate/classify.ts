@@ -45,9 +45,11 @@ export async function accuracy(
   if (input === undefined || second !== undefined || output === undefined)
     throw new FettleError('USAGE', 'Classification needs a model with one input.', {
       at: { model: session.manifest.model.name, inputs: session.manifest.inputs.length },
+      fix: 'Use --task distance.',
     });
   if (labels.length !== count || count === 0)
     throw new FettleError('USAGE', `There are ${count} samples and ${labels.length} labels.`, {
+      at: { samples: count, labels: labels.length },
       fix: 'Give one label for each sample.',
     });
   const values = samples.dtype === 'u8' && input.dtype === 'f32' ? scaled(samples) : toF32(samples);

@@ -75,6 +75,7 @@ export async function compareOutputs(
   );
   if (shared.length === 0)
     throw new FettleError('USAGE', 'The two models have no output in common.', {
+      at: { model: reference.manifest.model.name, against: candidate.manifest.model.name },
       fix: 'Compare a model with a bundle made from it.',
     });
   for (const [index, feed] of feeds.entries()) {

@@ -23,6 +23,7 @@ export function logitsModel(session: Session): LogitsModel {
       if (!(data instanceof Float32Array))
         throw new FettleError('MODEL_INVALID', 'The logits are not f32.', {
           at: { model: model.name },
+          fix: 'Export the model with f32 logits.',
         });
       return data;
     },

@@ -330,6 +330,7 @@ class Parser {
   private fail(): never {
     throw new FettleError('SHAPE_UNKNOWN', `Cannot read the dimension "${this.text}".`, {
       at: { offset: this.at },
+      fix: 'Write a number, a name, or sums and products of them.',
     });
   }
 }

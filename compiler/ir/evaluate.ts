@@ -157,7 +157,11 @@ class Run {
       throw new FettleError(
         'MODEL_INVALID',
         `${node.describe()} cannot be evaluated on ${given.join(', ')}: ${error.message}`,
-        { at: { node: node.name, op: node.op }, cause: error },
+        {
+          at: { node: node.name, op: node.op },
+          fix: 'Check the operands of this node, or export the model again.',
+          cause: error,
+        },
       );
     }
   }

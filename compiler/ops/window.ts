@@ -55,7 +55,10 @@ export function windowAttributes(node: Node, kernel: readonly number[]): WindowA
       throw new FettleError(
         'MODEL_INVALID',
         `${node.describe()}: ${name} has ${given.length} entries, wanted ${length}.`,
-        { at: { node: node.name, attribute: name } },
+        {
+          at: { node: node.name, attribute: name },
+          fix: 'Give one entry for each spatial axis.',
+        },
       );
     return given;
   };
@@ -65,7 +68,7 @@ export function windowAttributes(node: Node, kernel: readonly number[]): WindowA
     throw new FettleError(
       'MODEL_INVALID',
       `${node.describe()}: kernel_shape, strides and dilations must be at least 1.`,
-      { at: { node: node.name } },
+      { at: { node: node.name }, fix: 'Correct the attributes of this node.' },
     );
   return {
     kernel,

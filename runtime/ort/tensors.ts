@@ -32,6 +32,7 @@ export function toOrt(ort: OrtModule, { dtype, shape, data }: Tensor): OrtTensor
   const type = ortTypes[dtype];
   if (type === undefined)
     throw new FettleError('USAGE', `onnxruntime-web cannot take ${dtype} tensors.`, {
+      at: { engine: 'ort', dtype },
       fix: 'Use a model whose inputs and outputs have another dtype.',
     });
   return new ort.Tensor(type, data, shape);
@@ -46,6 +47,7 @@ export async function fromOrt(tensor: OrtTensor): Promise<Tensor> {
       'MODEL_INVALID',
       `onnxruntime-web gave a tensor of type ${tensor.type}.`,
       {
+        at: { engine: 'ort', type: tensor.type },
         fix: 'Use a model whose inputs and outputs have another dtype.',
       },
     );

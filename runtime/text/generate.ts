@@ -216,6 +216,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   [Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void> {
     if (this.#started)
       throw new FettleError('USAGE', 'A generation can be iterated once.', {
+        at: { call: 'generate' },
         fix: 'Use result() for the whole, or generate again.',
       });
     this.#started = true;

@@ -56,3 +56,31 @@ test('every error code is documented, and thrown somewhere', () => {
     [],
   );
 });
+
+/** Every `new FettleError(…)` of a text, arguments included. */
+function thrownErrors(text: string): string[] {
+  const found: string[] = [];
+  for (let start = text.indexOf('new FettleError('); start >= 0;) {
+    let depth = 0;
+    let end = text.indexOf('(', start);
+    do {
+      if (text[end] === '(') depth++;
+      if (text[end] === ')') depth--;
+      end++;
+    } while (depth > 0 && end < text.length);
+    found.push(text.slice(start, end));
+    start = text.indexOf('new FettleError(', end);
+  }
+  return found;
+}
+
+test('every FettleError says where it happened and what would help', () => {
+  const poor = sourcesOf('compiler', 'models', 'runtime').flatMap(({ path, text }) =>
+    thrownErrors(text.replace(/\/\*[\s\S]*?\*\//g, ''))
+      // details that are handed on, or spread into, are written elsewhere
+      .filter((error) => !/\bdetails\b|\.\.\.|,\s*place\b/.test(error))
+      .filter((error) => !/\bat\b/.test(error) || !/\bfix\b/.test(error))
+      .map((error) => `${path}: ${error}`),
+  );
+  assert.deepEqual(poor, []);
+});
