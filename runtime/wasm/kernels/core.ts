@@ -51,11 +51,34 @@ export function lookup(table: v128, indices: v128): v128 {
   return i8x16.swizzle(table, indices);
 }
 
+/**
+ * Vector constants of inner loops. Written as literals they would be built from integers at every use;
+ * loaded before the loop they stay in registers.
+ */
+const constants: usize = memory.data<u32>([
+  0x0f0f0f0f, 0x03030303, 0x04040404, 0x000f000f, 0x00030003, 0x00040004, 0x00ff00ff, 0x00010001, 0x77800000,
+]);
+export const NIBBLES: usize = 0;
+export const TWO_BITS: usize = 4;
+export const FOURS: usize = 8;
+export const NIBBLES16: usize = 12;
+export const TWO_BITS16: usize = 16;
+export const FOURS16: usize = 20;
+export const BYTES16: usize = 24;
+export const ONES16: usize = 28;
+/** f32 2^112: what moves the exponent of an f16 to that of an f32. */
+export const HALF_FACTOR: usize = 32;
+
+/** A constant of the list above, in all lanes. */
+@inline
+export function constant(offset: usize): v128 {
+  return v128.load32_splat(constants + offset);
+}
+
 /** Four f16 at `at`, none of them negative, infinite or NaN, as f32. Exact. */
 @inline
-export function positiveHalves(at: usize): v128 {
-  // the exponent field is 112 too small after moving the bits
-  return f32x4.mul(i32x4.shl(v128.load16x4_u(at), 13), f32x4.splat(reinterpret<f32>(0x77800000)));
+export function positiveHalves(at: usize, halfFactor: v128): v128 {
+  return f32x4.mul(i32x4.shl(v128.load16x4_u(at), 13), halfFactor);
 }
 
 /** Four f16 at `at` as f32; exact but for infinities and NaN, which become large numbers. */

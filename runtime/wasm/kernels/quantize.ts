@@ -13,8 +13,8 @@ import {
   QUANTIZE_X,
   QUANTIZE_XROW,
   QUANTIZE_Y,
-} from './abi';
-import { RELAXED, address, laneMax, shareStart, word } from './core';
+} from './abi.ts';
+import { RELAXED, address, laneMax, shareStart, word } from './core.ts';
 
 /** Bytes of a record of `blocks` blocks. */
 @inline

@@ -9,8 +9,8 @@
  * tile1: 1 token x 16 rows. tile4: 4 tokens x 16 rows, as two register tiles of 8 rows.
  * Results go to `out`, f32 [tokens][16].
  */
-import { W3, W4 } from './abi';
-import { positiveHalves } from './core';
+import { W3, W4 } from './abi.ts';
+import { FOURS, HALF_FACTOR, NIBBLES, ONES16, TWO_BITS, constant, positiveHalves } from './core.ts';
 
 @inline
 function mac(sum: v128, x: v128, w: v128): v128 {
@@ -19,23 +19,20 @@ function mac(sum: v128, x: v128, w: v128): v128 {
 
 /** Codes of inputs 4s..4s+3 of 16 (s 0..3); `p` holds them, `h` the high bits of W3. */
 @inline
-function codes(format: i32, s: i32, p: v128, h: v128): v128 {
-  if (format == W4) {
-    const nibble = i8x16.splat(15);
-    return (s & 1) == 0 ? v128.and(p, nibble) : v128.and(i16x8.shr_u(p, 4), nibble);
-  }
-  const low = v128.and(s == 0 ? p : i16x8.shr_u(p, 2 * s), i8x16.splat(3));
+function codes(format: i32, s: i32, p: v128, h: v128, mask: v128, four: v128): v128 {
+  if (format == W4) return v128.and((s & 1) == 0 ? p : i16x8.shr_u(p, 4), mask);
+  const low = v128.and(s == 0 ? p : i16x8.shr_u(p, 2 * s), mask);
   if (format != W3) return low;
-  const bit = v128.and(h, i8x16.splat(<i8>(1 << s)));
-  if (s == 2) return v128.or(low, bit);
-  return v128.or(low, s < 2 ? i16x8.shl(bit, 2 - s) : i16x8.shr_u(bit, s - 2));
+  return v128.or(low, v128.and(s < 2 ? i16x8.shl(h, 2 - s) : i16x8.shr_u(h, s - 2), four));
 }
 
-/** Zero points times the code sum, for four rows: `zeros` points at their u8. */
+/**
+ * Zero points times the code sum, for four rows: `zeros` points at their u8. The sum of at most 32 codes
+ * fits the low i16 of its lane; a zero point's lane is (zero, 0), so the dot product drops the high one.
+ */
 @inline
 export function zeroTimes(zeros: usize, sum: v128): v128 {
   const bytes = v128.load32_zero(zeros);
-  // each i32 lane is (zero, 0) as i16, so the dot product multiplies only the low half of the sum
   return i32x4.dot_i16x8_s(i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(bytes)), sum);
 }
 
@@ -63,7 +60,10 @@ export function tile1Narrow(
   block: i32,
   groupBlocks: i32,
 ): void {
-  const ones = i16x8.splat(1);
+  const ones = constant(ONES16);
+  const mask = constant(format == W4 ? NIBBLES : TWO_BITS);
+  const four = constant(FOURS);
+  const halfFactor = constant(HALF_FACTOR);
   const halvesOfBlock = block >> 4;
   let x = record;
   let xScale = record + 3 * (blocks * block);
@@ -72,7 +72,7 @@ export function tile1Narrow(
   let left = groupBlocks;
   for (let b = 0; b < blocks; b++) {
     let c0 = i32x4.splat(0), c1 = c0, c2 = c0, c3 = c0;
-    let high = w + 128;
+    const high = w + 128;
     for (let i = 0; i < halvesOfBlock; i++) {
       const x0 = v128.load32_splat(x, 0);
       const x1 = v128.load32_splat(x, 4);
@@ -81,31 +81,31 @@ export function tile1Narrow(
       let p = v128.load(w, 0);
       let r = format == W4 ? v128.load(w, 64) : p;
       let h = format == W3 ? i16x8.shr_u(v128.load(high, 0), i << 2) : p;
-      c0 = mac(c0, x0, codes(format, 0, p, h));
-      c0 = mac(c0, x1, codes(format, 1, p, h));
-      c0 = mac(c0, x2, codes(format, 2, r, h));
-      c0 = mac(c0, x3, codes(format, 3, r, h));
+      c0 = mac(c0, x0, codes(format, 0, p, h, mask, four));
+      c0 = mac(c0, x1, codes(format, 1, p, h, mask, four));
+      c0 = mac(c0, x2, codes(format, 2, r, h, mask, four));
+      c0 = mac(c0, x3, codes(format, 3, r, h, mask, four));
       p = v128.load(w, 16);
       r = format == W4 ? v128.load(w, 80) : p;
       h = format == W3 ? i16x8.shr_u(v128.load(high, 16), i << 2) : p;
-      c1 = mac(c1, x0, codes(format, 0, p, h));
-      c1 = mac(c1, x1, codes(format, 1, p, h));
-      c1 = mac(c1, x2, codes(format, 2, r, h));
-      c1 = mac(c1, x3, codes(format, 3, r, h));
+      c1 = mac(c1, x0, codes(format, 0, p, h, mask, four));
+      c1 = mac(c1, x1, codes(format, 1, p, h, mask, four));
+      c1 = mac(c1, x2, codes(format, 2, r, h, mask, four));
+      c1 = mac(c1, x3, codes(format, 3, r, h, mask, four));
       p = v128.load(w, 32);
       r = format == W4 ? v128.load(w, 96) : p;
       h = format == W3 ? i16x8.shr_u(v128.load(high, 32), i << 2) : p;
-      c2 = mac(c2, x0, codes(format, 0, p, h));
-      c2 = mac(c2, x1, codes(format, 1, p, h));
-      c2 = mac(c2, x2, codes(format, 2, r, h));
-      c2 = mac(c2, x3, codes(format, 3, r, h));
+      c2 = mac(c2, x0, codes(format, 0, p, h, mask, four));
+      c2 = mac(c2, x1, codes(format, 1, p, h, mask, four));
+      c2 = mac(c2, x2, codes(format, 2, r, h, mask, four));
+      c2 = mac(c2, x3, codes(format, 3, r, h, mask, four));
       p = v128.load(w, 48);
       r = format == W4 ? v128.load(w, 112) : p;
       h = format == W3 ? i16x8.shr_u(v128.load(high, 48), i << 2) : p;
-      c3 = mac(c3, x0, codes(format, 0, p, h));
-      c3 = mac(c3, x1, codes(format, 1, p, h));
-      c3 = mac(c3, x2, codes(format, 2, r, h));
-      c3 = mac(c3, x3, codes(format, 3, r, h));
+      c3 = mac(c3, x0, codes(format, 0, p, h, mask, four));
+      c3 = mac(c3, x1, codes(format, 1, p, h, mask, four));
+      c3 = mac(c3, x2, codes(format, 2, r, h, mask, four));
+      c3 = mac(c3, x3, codes(format, 3, r, h, mask, four));
       w += stride16(format);
       x += 16;
     }
@@ -128,10 +128,10 @@ export function tile1Narrow(
       c3 = i32x4.sub(c3, zeroTimes(zeros + 12, sum));
     }
     const s = v128.load32_splat(xScale);
-    f0 = f32x4.add(f0, f32x4.mul(f32x4.convert_i32x4_s(c0), f32x4.mul(positiveHalves(scales), s)));
-    f1 = f32x4.add(f1, f32x4.mul(f32x4.convert_i32x4_s(c1), f32x4.mul(positiveHalves(scales + 8), s)));
-    f2 = f32x4.add(f2, f32x4.mul(f32x4.convert_i32x4_s(c2), f32x4.mul(positiveHalves(scales + 16), s)));
-    f3 = f32x4.add(f3, f32x4.mul(f32x4.convert_i32x4_s(c3), f32x4.mul(positiveHalves(scales + 24), s)));
+    f0 = f32x4.add(f0, f32x4.mul(f32x4.convert_i32x4_s(c0), f32x4.mul(positiveHalves(scales, halfFactor), s)));
+    f1 = f32x4.add(f1, f32x4.mul(f32x4.convert_i32x4_s(c1), f32x4.mul(positiveHalves(scales + 8, halfFactor), s)));
+    f2 = f32x4.add(f2, f32x4.mul(f32x4.convert_i32x4_s(c2), f32x4.mul(positiveHalves(scales + 16, halfFactor), s)));
+    f3 = f32x4.add(f3, f32x4.mul(f32x4.convert_i32x4_s(c3), f32x4.mul(positiveHalves(scales + 24, halfFactor), s)));
     xScale += 4;
     if (--left == 0) {
       left = groupBlocks;
@@ -145,13 +145,17 @@ export function tile1Narrow(
   v128.store(out, f3, 48);
 }
 
-/** One register tile: 4 tokens x 8 rows; `w`, `scales`, `zeros`, `out` already point at its half. */
+/**
+ * One register tile: 4 tokens x 8 rows; `w`, `scales`, `zeros`, `out` already point at its half. Symmetric
+ * weights pass constant `zeros` with `zeroStep` 0.
+ */
 @inline
 export function half4Narrow(
   format: i32,
   w: usize,
   scales: usize,
   zeros: usize,
+  zeroStep: usize,
   record: usize,
   recordBytes: usize,
   out: usize,
@@ -159,27 +163,39 @@ export function half4Narrow(
   block: i32,
   groupBlocks: i32,
 ): void {
-  const ones = i16x8.splat(1);
-  const halvesOfBlock = block >> 4;
+  const ones = constant(ONES16);
+  const mask = constant(format == W4 ? NIBBLES : TWO_BITS);
+  const four = constant(FOURS);
+  const halfFactor = constant(HALF_FACTOR);
+  const steps = block >> 3;
   let x = record;
   let xScale = record + 3 * (blocks * block);
   const toSum: usize = blocks << 2;
-  const record2 = 2 * recordBytes;
-  const record3 = 3 * recordBytes;
+  const record2 = recordBytes * 2;
+  const record3 = recordBytes * 3;
   let f00 = f32x4.splat(0), f01 = f00, f10 = f00, f11 = f00;
   let f20 = f00, f21 = f00, f30 = f00, f31 = f00;
   let left = groupBlocks;
   for (let b = 0; b < blocks; b++) {
     let c00 = i32x4.splat(0), c01 = c00, c10 = c00, c11 = c00;
     let c20 = c00, c21 = c00, c30 = c00, c31 = c00;
-    let high = w + 128;
-    for (let i = 0; i < halvesOfBlock; i++) {
+    const high = w + 128;
+    for (let i = 0; i < steps; i++) {
+      // 8 inputs; W2 and W3 keep 16 in the same bytes, so every other step only shifts further
       let p = v128.load(w, 0);
       let q = v128.load(w, 16);
-      const g = format == W3 ? i16x8.shr_u(v128.load(high, 0), i << 2) : p;
-      const h = format == W3 ? i16x8.shr_u(v128.load(high, 16), i << 2) : q;
-      let v = codes(format, 0, p, g);
-      let u = codes(format, 0, q, h);
+      let g = four;
+      let h = four;
+      if (format != W4) {
+        p = i16x8.shr_u(p, (i & 1) << 2);
+        q = i16x8.shr_u(q, (i & 1) << 2);
+      }
+      if (format == W3) {
+        g = i16x8.shr_u(v128.load(high, 0), i << 1);
+        h = i16x8.shr_u(v128.load(high, 16), i << 1);
+      }
+      let v = codes(format, 0, p, g, mask, four);
+      let u = codes(format, 0, q, h, mask, four);
       let t = v128.load32_splat(x, 0);
       c00 = mac(c00, t, v);
       c01 = mac(c01, t, u);
@@ -192,8 +208,8 @@ export function half4Narrow(
       t = v128.load32_splat(x + record3, 0);
       c30 = mac(c30, t, v);
       c31 = mac(c31, t, u);
-      v = codes(format, 1, p, g);
-      u = codes(format, 1, q, h);
+      v = codes(format, 1, p, g, mask, four);
+      u = codes(format, 1, q, h, mask, four);
       t = v128.load32_splat(x, 4);
       c00 = mac(c00, t, v);
       c01 = mac(c01, t, u);
@@ -206,40 +222,8 @@ export function half4Narrow(
       t = v128.load32_splat(x + record3, 4);
       c30 = mac(c30, t, v);
       c31 = mac(c31, t, u);
-      if (format == W4) {
-        p = v128.load(w, 64);
-        q = v128.load(w, 80);
-      }
-      v = codes(format, 2, p, g);
-      u = codes(format, 2, q, h);
-      t = v128.load32_splat(x, 8);
-      c00 = mac(c00, t, v);
-      c01 = mac(c01, t, u);
-      t = v128.load32_splat(x + recordBytes, 8);
-      c10 = mac(c10, t, v);
-      c11 = mac(c11, t, u);
-      t = v128.load32_splat(x + record2, 8);
-      c20 = mac(c20, t, v);
-      c21 = mac(c21, t, u);
-      t = v128.load32_splat(x + record3, 8);
-      c30 = mac(c30, t, v);
-      c31 = mac(c31, t, u);
-      v = codes(format, 3, p, g);
-      u = codes(format, 3, q, h);
-      t = v128.load32_splat(x, 12);
-      c00 = mac(c00, t, v);
-      c01 = mac(c01, t, u);
-      t = v128.load32_splat(x + recordBytes, 12);
-      c10 = mac(c10, t, v);
-      c11 = mac(c11, t, u);
-      t = v128.load32_splat(x + record2, 12);
-      c20 = mac(c20, t, v);
-      c21 = mac(c21, t, u);
-      t = v128.load32_splat(x + record3, 12);
-      c30 = mac(c30, t, v);
-      c31 = mac(c31, t, u);
-      w += stride16(format);
-      x += 16;
+      w += format == W4 ? 64 : (i & 1) << 6;
+      x += 8;
     }
     if (format == W3) w += 64;
     c00 = i32x4.dot_i16x8_s(c00, ones);
@@ -250,30 +234,32 @@ export function half4Narrow(
     c21 = i32x4.dot_i16x8_s(c21, ones);
     c30 = i32x4.dot_i16x8_s(c30, ones);
     c31 = i32x4.dot_i16x8_s(c31, ones);
-    const shift = zeroShift(format);
-    const w0 = positiveHalves(scales);
-    const w1 = positiveHalves(scales + 8);
+    const w0 = positiveHalves(scales, halfFactor);
+    const w1 = positiveHalves(scales + 8, halfFactor);
+    const zeroCodes = v128.load8x8_u(zeros);
+    const z0 = i32x4.extend_low_i16x8_u(zeroCodes);
+    const z1 = i32x4.extend_high_i16x8_u(zeroCodes);
     let z = v128.load32_splat(xScale + toSum);
     let s = v128.load32_splat(xScale);
-    f00 = scaled(f00, c00, zeros, z, shift, w0, s);
-    f01 = scaled(f01, c01, zeros + 4, z, shift, w1, s);
+    f00 = scaled(f00, c00, z0, z, w0, s);
+    f01 = scaled(f01, c01, z1, z, w1, s);
     z = v128.load32_splat(xScale + recordBytes + toSum);
     s = v128.load32_splat(xScale + recordBytes);
-    f10 = scaled(f10, c10, zeros, z, shift, w0, s);
-    f11 = scaled(f11, c11, zeros + 4, z, shift, w1, s);
+    f10 = scaled(f10, c10, z0, z, w0, s);
+    f11 = scaled(f11, c11, z1, z, w1, s);
     z = v128.load32_splat(xScale + record2 + toSum);
     s = v128.load32_splat(xScale + record2);
-    f20 = scaled(f20, c20, zeros, z, shift, w0, s);
-    f21 = scaled(f21, c21, zeros + 4, z, shift, w1, s);
+    f20 = scaled(f20, c20, z0, z, w0, s);
+    f21 = scaled(f21, c21, z1, z, w1, s);
     z = v128.load32_splat(xScale + record3 + toSum);
     s = v128.load32_splat(xScale + record3);
-    f30 = scaled(f30, c30, zeros, z, shift, w0, s);
-    f31 = scaled(f31, c31, zeros + 4, z, shift, w1, s);
+    f30 = scaled(f30, c30, z0, z, w0, s);
+    f31 = scaled(f31, c31, z1, z, w1, s);
     xScale += 4;
     if (--left == 0) {
       left = groupBlocks;
       scales += 32;
-      zeros += 16;
+      zeros += zeroStep;
     }
   }
   v128.store(out, f00, 0);
@@ -288,15 +274,7 @@ export function half4Narrow(
 
 /** f + (c - zero * sum) * (w * s), in this order of operations everywhere. */
 @inline
-export function scaled(
-  f: v128,
-  c: v128,
-  zeros: usize,
-  sum: v128,
-  shift: i32,
-  w: v128,
-  s: v128,
-): v128 {
-  const z = zeroTimes(zeros, sum);
-  return f32x4.add(f, f32x4.mul(f32x4.convert_i32x4_s(i32x4.sub(c, z)), f32x4.mul(w, s)));
+export function scaled(f: v128, c: v128, zero: v128, sum: v128, w: v128, s: v128): v128 {
+  const integer = i32x4.sub(c, i32x4.dot_i16x8_s(zero, sum));
+  return f32x4.add(f, f32x4.mul(f32x4.convert_i32x4_s(integer), f32x4.mul(w, s)));
 }

@@ -1,0 +1,1 @@
+export { abiVersion, patch, run } from './interpreter.ts';

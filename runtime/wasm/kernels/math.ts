@@ -1,0 +1,238 @@
+/**
+ * Elementary functions of four f32 lanes from IEEE basic operations only, so that every engine gives the
+ * same bits. Polynomials are minimax fits of this project; stated errors are the largest found against
+ * f64 over the stated range (test/wasm-kernels/math.test.ts holds them).
+ *
+ *   exp      1.5e-7 relative on [-87.33, 88.72]; below it 0, above it infinity
+ *   log      1.5e-7 relative (absolute near 1) for positive normal x; 0 -> -infinity, negative -> NaN
+ *   tanh, sigmoid, erf   2.5e-7 relative
+ *   sin, cos 2e-7 absolute for |x| <= 1000
+ */
+import {
+  ACT_CLIP,
+  ACT_ELU,
+  ACT_GELU,
+  ACT_GELUTANH,
+  ACT_HARDSIGMOID,
+  ACT_HARDSWISH,
+  ACT_LEAKYRELU,
+  ACT_MISH,
+  ACT_QUICKGELU,
+  ACT_RELU,
+  ACT_RELU6,
+  ACT_SIGMOID,
+  ACT_SILU,
+  ACT_SOFTPLUS,
+  ACT_TANH,
+} from './abi.ts';
+
+@inline
+function step(sum: v128, x: v128, constant: f32): v128 {
+  return f32x4.add(f32x4.mul(sum, x), f32x4.splat(constant));
+}
+
+@inline
+function negate(x: v128): v128 {
+  return f32x4.neg(x);
+}
+
+/** Limits to [low, high]; NaN stays NaN. */
+@inline
+export function clamp(x: v128, low: v128, high: v128): v128 {
+  return f32x4.min(f32x4.max(x, low), high);
+}
+
+/** e^x */
+export function exp(x: v128): v128 {
+  const bounded = clamp(x, f32x4.splat(-87.5), f32x4.splat(89));
+  const n = f32x4.nearest(f32x4.mul(bounded, f32x4.splat(1.44269504)));
+  let r = f32x4.sub(bounded, f32x4.mul(n, f32x4.splat(0.693359375)));
+  r = f32x4.add(r, f32x4.mul(n, f32x4.splat(2.12194440e-4)));
+  let p = f32x4.splat(0.00139505055);
+  p = step(p, r, 0.00836890377);
+  p = step(p, r, 0.041666206);
+  p = step(p, r, 0.166665182);
+  p = step(p, r, 0.5);
+  p = f32x4.add(f32x4.add(f32x4.mul(f32x4.mul(p, r), r), r), f32x4.splat(1));
+  // 2^n in two factors, because 2^128 alone is no f32
+  const whole = i32x4.trunc_sat_f32x4_s(n);
+  const first = i32x4.shr_s(whole, 1);
+  p = f32x4.mul(p, i32x4.shl(i32x4.add(first, i32x4.splat(127)), 23));
+  p = f32x4.mul(p, i32x4.shl(i32x4.add(i32x4.sub(whole, first), i32x4.splat(127)), 23));
+  return v128.andnot(p, f32x4.lt(x, f32x4.splat(-87.33654)));
+}
+
+/** Natural logarithm. */
+export function log(x: v128): v128 {
+  const bits = i32x4.sub(x, i32x4.splat(0x3f3504f3));
+  const exponent = i32x4.shr_s(bits, 23);
+  const mantissa = i32x4.sub(x, i32x4.shl(exponent, 23));
+  const e = f32x4.convert_i32x4_s(exponent);
+  const f = f32x4.sub(mantissa, f32x4.splat(1));
+  const s = f32x4.div(f, f32x4.add(f, f32x4.splat(2)));
+  const z = f32x4.mul(s, s);
+  let p = f32x4.splat(0.235899925);
+  p = step(p, z, 0.285369188);
+  p = step(p, z, 0.400003403);
+  p = step(p, z, 0.666666627);
+  // log(1+f) = 2s + s^3 p, written around f so that nothing cancels
+  const half = f32x4.mul(f32x4.mul(f, f), f32x4.splat(0.5));
+  const rest = f32x4.mul(s, f32x4.add(half, f32x4.mul(z, p)));
+  let y = f32x4.sub(f, f32x4.sub(half, f32x4.add(rest, f32x4.mul(e, f32x4.splat(-2.12194440e-4)))));
+  y = f32x4.add(y, f32x4.mul(e, f32x4.splat(0.693359375)));
+  const zero = f32x4.eq(x, f32x4.splat(0));
+  y = v128.bitselect(f32x4.splat(-Infinity), y, zero);
+  y = v128.bitselect(x, y, f32x4.eq(x, f32x4.splat(Infinity)));
+  return v128.bitselect(f32x4.splat(NaN), y, v128.or(f32x4.lt(x, f32x4.splat(0)), f32x4.ne(x, x)));
+}
+
+/** 1 / (1 + e^-x) */
+export function sigmoid(x: v128): v128 {
+  // e^-|x| cannot overflow, and both sides keep their relative precision
+  const one = f32x4.splat(1);
+  const e = exp(negate(f32x4.abs(x)));
+  const numerator = v128.bitselect(e, one, f32x4.lt(x, f32x4.splat(0)));
+  return f32x4.div(numerator, f32x4.add(one, e));
+}
+
+/** tanh x */
+export function tanh(x: v128): v128 {
+  const a = f32x4.abs(x);
+  const z = f32x4.mul(x, x);
+  let p = f32x4.splat(-0.00567927537);
+  p = step(p, z, 0.0206180941);
+  p = step(p, z, -0.0537339896);
+  p = step(p, z, 0.133313835);
+  p = step(p, z, -0.333332807);
+  const near = f32x4.add(a, f32x4.mul(f32x4.mul(p, z), a));
+  const one = f32x4.splat(1);
+  const e = exp(f32x4.add(a, a));
+  const far = f32x4.sub(one, f32x4.div(f32x4.splat(2), f32x4.add(e, one)));
+  const y = v128.bitselect(near, far, f32x4.lt(a, f32x4.splat(0.625)));
+  return v128.or(y, v128.and(x, f32x4.splat(-0.0)));
+}
+
+/** Error function. */
+export function erf(x: v128): v128 {
+  const a = f32x4.abs(x);
+  const z = f32x4.mul(x, x);
+  let p = f32x4.splat(-0.000597688544);
+  p = step(p, z, 0.00499097863);
+  p = step(p, z, -0.0267655663);
+  p = step(p, z, 0.112818025);
+  p = step(p, z, -0.376124948);
+  p = step(p, z, 0.128379151);
+  const near = f32x4.add(a, f32x4.mul(p, a));
+  // erfc(t) = e^(t q(t))
+  const t = f32x4.min(a, f32x4.splat(4));
+  let q = f32x4.splat(-0.0000117287673);
+  q = step(q, t, 0.000327712274);
+  q = step(q, t, -0.00366211613);
+  q = step(q, t, 0.0238029771);
+  q = step(q, t, -0.10628359);
+  q = step(q, t, -0.635123551);
+  q = step(q, t, -1.1286552);
+  const far = f32x4.sub(f32x4.splat(1), exp(f32x4.mul(t, q)));
+  const y = v128.bitselect(near, far, f32x4.lt(a, f32x4.splat(0.9275)));
+  return v128.or(y, v128.and(x, f32x4.splat(-0.0)));
+}
+
+/** sin (phase 0) or cos (phase 1). */
+export function sine(x: v128, phase: i32): v128 {
+  const n = f32x4.nearest(f32x4.mul(x, f32x4.splat(0.636619772)));
+  // pi/2 in three parts, the first two with trailing zeros so that n times them is exact
+  let r = f32x4.sub(x, f32x4.mul(n, f32x4.splat(1.5703125)));
+  r = f32x4.sub(r, f32x4.mul(n, f32x4.splat(4.83751297e-4)));
+  r = f32x4.sub(r, f32x4.mul(n, f32x4.splat(7.5497899e-8)));
+  const quadrant = i32x4.add(i32x4.trunc_sat_f32x4_s(n), i32x4.splat(phase));
+  const z = f32x4.mul(r, r);
+  let p = f32x4.splat(-0.000195164757);
+  p = step(p, z, 0.00833217241);
+  p = step(p, z, -0.166666552);
+  const s = f32x4.add(r, f32x4.mul(f32x4.mul(p, z), r));
+  p = f32x4.splat(0.0000244375242);
+  p = step(p, z, -0.00138873595);
+  p = step(p, z, 0.0416666456);
+  const c = f32x4.add(
+    f32x4.sub(f32x4.splat(1), f32x4.mul(z, f32x4.splat(0.5))),
+    f32x4.mul(f32x4.mul(p, z), z),
+  );
+  const odd = i32x4.ne(v128.and(quadrant, i32x4.splat(1)), i32x4.splat(0));
+  const sign = i32x4.shl(v128.and(quadrant, i32x4.splat(2)), 30);
+  return v128.xor(v128.bitselect(c, s, odd), sign);
+}
+
+/** log(1 + e^x) */
+function softplus(x: v128): v128 {
+  // log(1+e) = log(u) * e/(u-1) with u = 1+e rounded: exact where e is small
+  const one = f32x4.splat(1);
+  const e = exp(negate(f32x4.abs(x)));
+  const u = f32x4.add(one, e);
+  const rounded = f32x4.sub(u, one);
+  const exact = f32x4.div(f32x4.mul(log(u), e), rounded);
+  const tail = v128.bitselect(e, exact, f32x4.eq(rounded, f32x4.splat(0)));
+  return f32x4.add(f32x4.max(x, f32x4.splat(0)), tail);
+}
+
+/** e^x - 1 for x <= 0 */
+function expMinusOne(x: v128): v128 {
+  // 2 tanh(x/2) / (1 - tanh(x/2)) keeps its precision near 0
+  const t = tanh(f32x4.mul(x, f32x4.splat(0.5)));
+  return f32x4.div(f32x4.add(t, t), f32x4.sub(f32x4.splat(1), t));
+}
+
+/** clip(x*scale + offset, 0, 1) */
+@inline
+function hardSigmoid(x: v128, scale: v128, offset: v128): v128 {
+  return clamp(f32x4.add(f32x4.mul(x, scale), offset), f32x4.splat(0), f32x4.splat(1));
+}
+
+/** An activation of abi.ts. */
+export function activate(kind: i32, x: v128, alpha: v128, beta: v128): v128 {
+  const zero = f32x4.splat(0);
+  const half = f32x4.splat(0.5);
+  switch (kind) {
+    case ACT_RELU:
+      return f32x4.max(x, zero);
+    case ACT_RELU6:
+      return clamp(x, zero, f32x4.splat(6));
+    case ACT_LEAKYRELU:
+      return v128.bitselect(f32x4.mul(x, alpha), x, f32x4.lt(x, zero));
+    case ACT_CLIP:
+      return clamp(x, alpha, beta);
+    case ACT_SIGMOID:
+      return sigmoid(x);
+    case ACT_HARDSIGMOID:
+      return hardSigmoid(x, alpha, beta);
+    case ACT_HARDSWISH:
+      return f32x4.mul(x, hardSigmoid(x, f32x4.splat(<f32>(1.0 / 6.0)), half));
+    case ACT_SILU:
+      return f32x4.mul(x, sigmoid(x));
+    case ACT_GELU: {
+      const y = erf(f32x4.mul(x, f32x4.splat(0.70710678)));
+      return f32x4.mul(f32x4.mul(x, half), f32x4.add(f32x4.splat(1), y));
+    }
+    case ACT_GELUTANH: {
+      const cube = f32x4.mul(f32x4.mul(x, x), x);
+      const inner = f32x4.add(x, f32x4.mul(cube, f32x4.splat(0.044715)));
+      const y = tanh(f32x4.mul(inner, f32x4.splat(0.79788456)));
+      return f32x4.mul(f32x4.mul(x, half), f32x4.add(f32x4.splat(1), y));
+    }
+    case ACT_QUICKGELU:
+      return f32x4.mul(x, sigmoid(f32x4.mul(x, f32x4.splat(1.702))));
+    case ACT_MISH:
+      return f32x4.mul(x, tanh(softplus(x)));
+    case ACT_TANH:
+      return tanh(x);
+    case ACT_SOFTPLUS:
+      return softplus(x);
+    case ACT_ELU:
+      return v128.bitselect(
+        f32x4.mul(alpha, expMinusOne(f32x4.min(x, zero))),
+        x,
+        f32x4.lt(x, zero),
+      );
+    default:
+      return x;
+  }
+}
