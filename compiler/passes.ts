@@ -10,7 +10,11 @@ import { eliminateCommonSubexpressions } from './passes/eliminate-common-subexpr
 import { eliminateDead } from './passes/eliminate-dead.ts';
 import { eliminateIdentity } from './passes/eliminate-identity.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
+import { fuseActivation } from './passes/fuse-activation.ts';
 import { fuseConv } from './passes/fuse-conv.ts';
+import { fuseGatedMlp } from './passes/fuse-gated-mlp.ts';
+import { fuseLinear } from './passes/fuse-linear.ts';
+import { fuseNorm } from './passes/fuse-norm.ts';
 import { foldConstants, foldConstantsDefaults } from './passes/fold-constants.ts';
 import { mergeAdjacent } from './passes/merge-adjacent.ts';
 import type { PassEntry } from './passes/pass-options.ts';
@@ -36,11 +40,19 @@ export const passes: readonly PassEntry[] = [
     foldConstantsDefaults,
     foldConstants,
   ),
+  passEntry('Recognises an activation that is spread over several nodes.', {}, fuseActivation),
   passEntry(
     'Puts activations, residual sums and scalar factors behind a convolution into it.',
     {},
     fuseConv,
   ),
+  passEntry('Makes one op of the two products of a gated feed-forward layer.', {}, fuseGatedMlp),
+  passEntry(
+    'Makes one op of a matrix product, its bias, activation and residual sum.',
+    {},
+    fuseLinear,
+  ),
+  passEntry('Recognises layer and RMS normalization in any spelling.', {}, fuseNorm),
   passEntry('Makes one op of two of a kind in a row.', {}, mergeAdjacent),
   passEntry(
     'Stores weight matrices and tables in fewer bits.',

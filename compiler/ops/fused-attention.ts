@@ -78,7 +78,9 @@ export interface AttentionAttributes {
 }
 
 /** Whether a node is a fused Attention. */
-export function isFusedAttention(node: Node | undefined): node is Node {
+export function isFusedAttention(
+  node: Node | undefined,
+): node is Node & { readonly op: 'Attention' } {
   return node?.op === 'Attention' && node.domain === internalDomain;
 }
 

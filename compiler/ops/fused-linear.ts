@@ -29,12 +29,14 @@ export const linearInputs = { x: 0, weight: 1, bias: 2, residual: 3 } as const;
 export const gatedLinearInputs = { x: 0, gate: 1, up: 2, gateBias: 3, upBias: 4 } as const;
 
 /** Whether a node is a fused Linear. */
-export function isLinear(node: Node | undefined): node is Node {
+export function isLinear(node: Node | undefined): node is Node & { readonly op: 'Linear' } {
   return node?.op === 'Linear' && node.domain === internalDomain;
 }
 
 /** Whether a node is a fused GatedLinear. */
-export function isGatedLinear(node: Node | undefined): node is Node {
+export function isGatedLinear(
+  node: Node | undefined,
+): node is Node & { readonly op: 'GatedLinear' } {
   return node?.op === 'GatedLinear' && node.domain === internalDomain;
 }
 

@@ -24,7 +24,7 @@ export const normInputs = { x: 0, gain: 1, bias: 2, skip: 3, skipBias: 4 } as co
 export type NormKind = 'rms' | 'layer';
 
 /** Whether a node is a fused Norm. */
-export function isNorm(node: Node | undefined): node is Node {
+export function isNorm(node: Node | undefined): node is Node & { readonly op: 'Norm' } {
   return node?.op === 'Norm' && node.domain === internalDomain;
 }
 

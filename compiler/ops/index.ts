@@ -38,8 +38,10 @@ import { normContribOps } from './norm-contrib.ts';
 import { attentionOps } from './attention.ts';
 import { attentionContribOps } from './attention-contrib.ts';
 import { groupQueryAttentionOps } from './group-query-attention.ts';
+import { fusedActivationOps } from './fused-activation.ts';
 import { fusedAttentionOps } from './fused-attention.ts';
 import { fusedConvOps } from './fused-conv.ts';
+import { fusedExpressionOps } from './fused-expression.ts';
 import { fusedLinearOps } from './fused-linear.ts';
 import { fusedNormOps } from './fused-norm.ts';
 import { deformConvOps } from './deform-conv.ts';
@@ -80,8 +82,10 @@ export const opFamilies: Readonly<Record<string, readonly OpDefinition[]>> = {
   attention: attentionOps,
   'attention-contrib': attentionContribOps,
   'group-query-attention': groupQueryAttentionOps,
+  'fused-activation': fusedActivationOps,
   'fused-attention': fusedAttentionOps,
   'fused-conv': fusedConvOps,
+  'fused-expression': fusedExpressionOps,
   'fused-linear': fusedLinearOps,
   'fused-norm': fusedNormOps,
   'deform-conv': deformConvOps,
