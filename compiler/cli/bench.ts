@@ -1,35 +1,38 @@
 /** `fettle bench`: speed and memory of models and bundles, beside what the machine can do. */
-import { cpus } from 'node:os';
-import { FettleError } from '../../runtime/errors.ts';
-import type { GenerationResult, Session } from '../../runtime/node.ts';
-import { randomFeeds } from '../evaluate/random-feeds.ts';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { cpus, tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import type { EngineId, OpenOptions, Session } from '../../runtime/node.ts';
+import { NodeFiles } from '../node-files.ts';
 import { formatBytes } from '../units.ts';
+import type { ChromiumHost, PageGlobal } from './bench-chromium.ts';
+import { startChromium } from './bench-chromium.ts';
+import type { MeasuredBundle } from './bench-page.ts';
+import { measureLimits } from './bench-limits.ts';
+import type { Limits, Row } from './bench-row.ts';
+import { medianSpeed, quantile } from './bench-row.ts';
+import type { MeasureSettings, SessionFigures } from './bench-session.ts';
+import { measureSession } from './bench-session.ts';
 import type { Command } from './command.ts';
 import { command } from './command.ts';
-import { openRunnable } from './opening.ts';
+import { bundlePath, compileAsIs, isBundle, modelSource, openRunnable } from './opening.ts';
+import type { Output } from './output.ts';
 import { formatMs, table } from './text.ts';
 
-interface Settings {
-  readonly promptTokens: number;
-  readonly tokens: number;
-  readonly repeat: number;
+/** What the options say. */
+interface Settings extends MeasureSettings {
+  readonly threads: number;
+  readonly engine: EngineId | undefined;
   readonly signal: AbortSignal;
 }
 
-/** One row of the result; keys are stable. */
-interface Row {
-  readonly model: string;
-  readonly engine: string;
-  readonly host: string;
-  readonly threads: number;
-  readonly kernels: string;
-  readonly loadMs: number;
-  readonly firstTokenMs?: number;
-  readonly prefillTokensPerSecond?: number;
-  readonly decodeTokensPerSecond?: number;
-  readonly latencyMs?: { readonly median: number; readonly p95: number };
-  readonly memoryBytes: object;
-  readonly samples: number;
+/** Something that measures one model after the other. */
+interface Host {
+  /** Of a row. */
+  readonly name: string;
+  measure(reference: string): Promise<MeasuredBundle>;
+  limits(): Promise<Limits>;
+  close(): Promise<void>;
 }
 
 /** Measures speed and memory. */
@@ -51,24 +54,24 @@ export const bench: Command = command({
       .option('tokens', { type: 'number', default: 32, describe: 'tokens to generate' })
       .option('repeat', { type: 'number', default: 5, describe: 'samples to take' }),
   run: async (args, output) => {
-    if (args.host !== 'node')
-      throw new FettleError('USAGE', `--host ${args.host} is not supported yet.`, {
-        fix: 'Use --host node.',
-      });
-    if (args.threads !== 1)
-      throw new FettleError('USAGE', 'onnxruntime-web runs on one thread in Node.', {
-        fix: 'Use --threads 1.',
-      });
-    const settings = { ...args, signal: output.signal };
+    for (const name of ['threads', 'prompt-tokens', 'tokens', 'repeat'] as const)
+      if (!Number.isInteger(args[name]) || args[name] < 1)
+        throw new RangeError(`--${name} must be a whole number >= 1, not ${args[name]}.`);
+    const { threads, promptTokens, tokens, repeat } = args;
+    const engine = args.engine as EngineId | undefined;
+    const settings = { threads, promptTokens, tokens, repeat, engine, signal: output.signal };
+    const host =
+      args.host === 'chromium' ? await chromiumHost(settings, output) : nodeHost(settings, output);
     const rows: Row[] = [];
-    for (const reference of args.model) {
-      const { session, name } = await openRunnable(reference, output);
-      try {
-        output.progress(`bench ${name}`, 0, 1);
-        rows.push(await measure(session, name, settings));
-      } finally {
-        await session.dispose();
+    try {
+      const probes = await host.limits();
+      for (const reference of args.model) {
+        output.progress(`bench ${reference}`, rows.length, args.model.length);
+        const { model, engine, figures } = await host.measure(reference);
+        rows.push(rowOf(model, engine, host.name, settings, figures, probes));
       }
+    } finally {
+      await host.close();
     }
     const [only, second] = rows;
     const machine = { cpu: cpus()[0]?.model.trim() ?? 'unknown', node: process.version };
@@ -79,83 +82,134 @@ export const bench: Command = command({
   },
 });
 
-async function measure(session: Session, model: string, settings: Settings): Promise<Row> {
-  const { manifest } = session;
-  const speed =
-    manifest.decoder === undefined
-      ? await measureCalls(session, settings)
-      : await measureGeneration(session, manifest.decoder.vocabulary, settings);
-  const { loadMs, memoryBytes, memorySource } = session.measure();
+/** One short measurement, for a report: the figures are then in `session.measure()`. */
+export async function warmRun(session: Session, signal: AbortSignal): Promise<void> {
+  await measureSession(session, { promptTokens: 32, tokens: 16, repeat: 3, signal });
+}
+
+function openOptions({ threads, engine }: Settings): OpenOptions {
+  return { ort: { threads }, ...(engine === undefined ? {} : { engine }) };
+}
+
+function nodeHost(settings: Settings, output: Output): Host {
+  return {
+    name: 'node',
+    limits: measureLimits,
+    close: () => Promise.resolve(),
+    async measure(reference) {
+      const { session, name } = await openRunnable(reference, output, openOptions(settings));
+      try {
+        const figures = await measureSession(session, settings);
+        return { model: name, engine: session.manifest.engine, figures };
+      } finally {
+        await session.dispose();
+      }
+    },
+  };
+}
+
+async function chromiumHost(settings: Settings, output: Output): Promise<Host> {
+  const chromium = await startChromium({ signal: output.signal });
+  const scratch = mkdtempSync(join(tmpdir(), 'fettle-bench-'));
+  let count = 0;
+  return {
+    name: 'chromium',
+    limits: () =>
+      inPage(chromium, ({ page }) =>
+        page.evaluate(() => (globalThis as PageGlobal).fettleBench.limits()),
+      ),
+    async close() {
+      await chromium.close();
+      rmSync(scratch, { recursive: true, force: true });
+    },
+    async measure(reference) {
+      let place = bundlePath(reference);
+      if (!isBundle(reference)) {
+        place = join(scratch, `${count}`);
+        const source = await modelSource(reference, output);
+        await compileAsIs(source, new NodeFiles(), place, output.signal);
+      }
+      const url = serve(chromium, place, count++);
+      const open = openOptions(settings);
+      const { signal, promptTokens, tokens, repeat } = settings;
+      const plain = { promptTokens, tokens, repeat };
+      const result = await inPage(chromium, async (opened) => {
+        const measured = await opened.page.evaluate(
+          ([at, how, what]) => (globalThis as PageGlobal).fettleBench.measure(at, how, what),
+          [url, open, plain] as const,
+        );
+        return { ...measured, peak: await opened.peakBytes() };
+      });
+      signal.throwIfAborted();
+      return { ...result, figures: withProcessPeak(result.figures, result.peak) };
+    },
+  };
+}
+
+/** What the system says about the page's process instead of what the page can sum up. */
+function withProcessPeak(figures: SessionFigures, peak: number | undefined): SessionFigures {
+  if (peak === undefined) return figures;
+  return {
+    ...figures,
+    memoryBytes: { ...figures.memoryBytes, peak },
+    memorySource: { ...figures.memorySource, peak: 'process' },
+  };
+}
+
+/** Makes a bundle reachable for pages; a URL already is. */
+function serve(chromium: ChromiumHost, place: string, index: number): string {
+  if (/^https?:/.test(place)) return place;
+  const url = place.endsWith('.fettle') ? `/bundles/${index}.fettle` : `/bundles/${index}/`;
+  chromium.served[url] = resolve(place);
+  return url;
+}
+
+async function inPage<T>(
+  chromium: ChromiumHost,
+  work: (opened: Awaited<ReturnType<ChromiumHost['open']>>) => Promise<T>,
+): Promise<T> {
+  const opened = await chromium.open();
+  try {
+    return await work(opened);
+  } finally {
+    await opened.close();
+  }
+}
+
+function rowOf(
+  model: string,
+  engine: string,
+  host: string,
+  settings: Settings,
+  figures: SessionFigures,
+  probes: Limits,
+): Row {
+  const { callMs, cold, memorySource } = figures;
   return {
     model,
-    engine: manifest.engine,
-    host: 'node',
-    threads: 1,
-    kernels: 'onnxruntime-web',
-    loadMs,
-    ...speed,
-    memoryBytes: { ...memoryBytes, source: memorySource },
+    engine,
+    host,
+    threads: settings.threads,
+    kernels: figures.kernels,
+    loadMs: figures.loadMs,
+    ...medianSpeed(figures.steady),
+    ...(callMs.length === 0
+      ? {}
+      : { latencyMs: { median: quantile(callMs, 0.5), p95: quantile(callMs, 0.95) } }),
+    ...(cold === undefined ? {} : { cold }),
+    memoryBytes: { ...figures.memoryBytes, source: memorySource },
+    probes,
     samples: settings.repeat,
   };
 }
 
-async function measureCalls(session: Session, settings: Settings): Promise<Partial<Row>> {
-  const [feeds] = randomFeeds(session.manifest, 1, 1);
-  if (feeds === undefined) return {};
-  await session.run(feeds); // the first call also allocates
-  const times: number[] = [];
-  for (let i = 0; i < settings.repeat; i++) {
-    const startMs = performance.now();
-    await session.run(feeds, { signal: settings.signal });
-    times.push(performance.now() - startMs);
-  }
-  return { latencyMs: { median: quantile(times, 0.5), p95: quantile(times, 0.95) } };
-}
-
-async function measureGeneration(
-  session: Session,
-  vocabulary: number,
-  settings: Settings,
-): Promise<Partial<Row>> {
-  const prompt = Array.from(
-    { length: settings.promptTokens },
-    (_, i) => (i * 37 + 11) % vocabulary,
-  );
-  const options = {
-    maxTokens: settings.tokens,
-    temperature: 0,
-    ignoreEnd: true,
-    signal: settings.signal,
-  };
-  await session.generate(prompt, { ...options, maxTokens: 2 }).result();
-  const results: GenerationResult[] = [];
-  for (let i = 0; i < settings.repeat; i++)
-    results.push(await session.generate(prompt, options).result());
-  const median = (pick: (one: GenerationResult) => number): number =>
-    quantile(results.map(pick), 0.5);
-  return {
-    firstTokenMs: median((one) => one.firstTokenMs),
-    prefillTokensPerSecond: median((one) => one.prefillTokensPerSecond),
-    decodeTokensPerSecond: median((one) => one.decodeTokensPerSecond),
-  };
-}
-
-/** One short measurement, for a report: the figures are then in `session.measure()`. */
-export async function warmRun(session: Session, signal: AbortSignal): Promise<void> {
-  await measure(session, '', { promptTokens: 32, tokens: 16, repeat: 3, signal });
-}
-
-/** Nearest-rank quantile. */
-function quantile(values: readonly number[], fraction: number): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.max(0, Math.ceil(fraction * sorted.length) - 1)] ?? 0;
-}
-
 function describe(rows: readonly Row[]): string {
-  return table(
+  const [first] = rows;
+  const measured = table(
     [
       'model',
       'engine',
+      'threads',
       'load',
       'prefill tokens/s',
       'decode tokens/s',
@@ -166,12 +220,19 @@ function describe(rows: readonly Row[]): string {
     rows.map((row) => [
       row.model,
       row.engine,
+      row.threads,
       formatMs(row.loadMs),
       row.prefillTokensPerSecond?.toFixed(1),
       row.decodeTokensPerSecond?.toFixed(1),
       row.latencyMs === undefined ? undefined : formatMs(row.latencyMs.median),
       row.latencyMs === undefined ? undefined : formatMs(row.latencyMs.p95),
-      formatBytes((row.memoryBytes as { readonly peak: number }).peak),
+      formatBytes(row.memoryBytes.peak),
     ]),
+  );
+  if (first === undefined) return measured;
+  const { readGBps, dotGMACps, fmaGFLOPps } = first.probes;
+  return (
+    `${measured}\n\nOne thread of this ${first.host} at most: reads ${readGBps.toFixed(1)} GB/s, ` +
+    `${dotGMACps.toFixed(1)} integer GMAC/s, ${fmaGFLOPps.toFixed(1)} f32 GFLOP/s.`
   );
 }

@@ -10,6 +10,7 @@ import type { OpenOptions, Session } from '../../runtime/node.ts';
 import { openBundle } from '../../runtime/node.ts';
 import { compile } from '../compile.ts';
 import { asIs } from '../evaluate/as-is.ts';
+import type { FileSystem } from '../files.ts';
 import { MemoryFiles } from '../files.ts';
 import { defaultCacheFolder, resolveModel } from '../node-source.ts';
 import { defaultRecipe } from '../recipe.ts';
@@ -46,26 +47,39 @@ export interface Opened {
 }
 
 /** Opens a bundle, or a model as it is. The caller disposes the session. */
-export async function openRunnable(reference: string, output: Output): Promise<Opened> {
+export async function openRunnable(
+  reference: string,
+  output: Output,
+  options: OpenOptions = {},
+): Promise<Opened> {
   if (isBundle(reference)) {
-    const session = await openBundle(bundlePath(reference), loading(output));
+    const session = await openBundle(bundlePath(reference), { ...loading(output), ...options });
     return { session, name: session.manifest.model.name, kind: 'bundle' };
   }
   const source = await modelSource(reference, output);
-  return { session: await openAsIs(source, output), name: source.name, kind: 'model' };
+  return { session: await openAsIs(source, output, options), name: source.name, kind: 'model' };
 }
 
 /** Opens a model as it is, on onnxruntime-web. */
-export async function openAsIs(source: ModelSource, output: Output): Promise<Session> {
+export async function openAsIs(
+  source: ModelSource,
+  output: Output,
+  options: OpenOptions = {},
+): Promise<Session> {
   const files = new MemoryFiles();
-  await compile(source, {
-    targets: [asIs],
-    files,
-    out: 'as-is',
-    signal: output.signal,
-    recipe: { ...defaultRecipe, canaries: false },
-  });
-  return openBundle(folderSource(files, 'as-is'), loading(output));
+  await compileAsIs(source, files, 'as-is', output.signal);
+  return openBundle(folderSource(files, 'as-is'), { ...loading(output), ...options });
+}
+
+/** Writes a model as it is as a bundle folder for onnxruntime-web. */
+export async function compileAsIs(
+  source: ModelSource,
+  files: FileSystem,
+  out: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const recipe = { ...defaultRecipe, canaries: false };
+  await compile(source, { targets: [asIs], files, out, signal, recipe });
 }
 
 function loading(output: Output): OpenOptions {

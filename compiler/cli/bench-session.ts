@@ -1,0 +1,109 @@
+/**
+ * Measures an open session. Runs in Node and in a page (see `bench-page.ts`), so it uses web APIs only.
+ *
+ * A decoder takes the prompt and the tokens once cold, which is also when engines finish compiling their
+ * kernels, then again for every sample. Other models take one call that is not counted, then the samples.
+ */
+import type { GenerationResult, MemoryBytes, MemorySource, Session } from '../../runtime/index.ts';
+import { randomFeeds } from '../evaluate/random-feeds.ts';
+import type { GenerationSpeed } from './bench-row.ts';
+
+/** What to measure. */
+export interface MeasureSettings {
+  /** Tokens of the prompt. */
+  readonly promptTokens: number;
+  /** Tokens to generate, in the cold and in every steady generation. */
+  readonly tokens: number;
+  /** Samples after the cold one. */
+  readonly repeat: number;
+  /** Stops. */
+  readonly signal?: AbortSignal;
+}
+
+/** Figures of one session; JSON, so that a page or a child process can hand it over. */
+export interface SessionFigures {
+  /** Variant of the engine's kernels. */
+  readonly kernels: string;
+  /** From opening to ready, in milliseconds. */
+  readonly loadMs: number;
+  /** The first generation. */
+  readonly cold?: GenerationSpeed;
+  /** The generations after it. */
+  readonly steady: readonly GenerationSpeed[];
+  /** Milliseconds of each call, for what is no decoder. */
+  readonly callMs: readonly number[];
+  /** Bytes by class. */
+  readonly memoryBytes: MemoryBytes;
+  /** Where each is from. */
+  readonly memorySource: MemoryBytes<MemorySource>;
+}
+
+/**
+ * Measures a session.
+ *
+ * @param session - freshly opened, or the cold figures are none
+ * @throws the signal's reason when aborted
+ */
+export async function measureSession(
+  session: Session,
+  settings: MeasureSettings,
+): Promise<SessionFigures> {
+  const speed =
+    session.manifest.decoder === undefined
+      ? { steady: [], callMs: await calls(session, settings) }
+      : { ...(await generations(session, settings)), callMs: [] };
+  const { loadMs, memoryBytes, memorySource, ...more } = session.measure();
+  return { kernels: kernelsOf(session, more), loadMs, ...speed, memoryBytes, memorySource };
+}
+
+/** The same prompt for every engine: ids all over the vocabulary. */
+export function benchmarkPrompt(tokens: number, vocabulary: number): number[] {
+  return Array.from({ length: tokens }, (_, i) => (i * 37 + 11) % vocabulary);
+}
+
+async function calls(session: Session, { repeat, signal }: MeasureSettings): Promise<number[]> {
+  const [feeds] = randomFeeds(session.manifest, 1, 1);
+  if (feeds === undefined) return [];
+  const options = signal === undefined ? {} : { signal };
+  await session.run(feeds, options); // the first call also allocates
+  const callMs: number[] = [];
+  for (let i = 0; i < repeat; i++) {
+    const startMs = performance.now();
+    await session.run(feeds, options);
+    callMs.push(performance.now() - startMs);
+  }
+  return callMs;
+}
+
+async function generations(
+  session: Session,
+  { promptTokens, tokens, repeat, signal }: MeasureSettings,
+): Promise<{ cold: GenerationSpeed; steady: GenerationSpeed[] }> {
+  const { vocabulary = 1 } = session.manifest.decoder ?? {};
+  const prompt = benchmarkPrompt(promptTokens, vocabulary);
+  const options = { maxTokens: tokens, temperature: 0, ignoreEnd: true };
+  const generate = async (): Promise<GenerationSpeed> => {
+    const generation = session.generate(prompt, {
+      ...options,
+      ...(signal === undefined ? {} : { signal }),
+    });
+    const result = await generation.result();
+    signal?.throwIfAborted();
+    return speedOf(result);
+  };
+  const cold = await generate();
+  const steady: GenerationSpeed[] = [];
+  for (let i = 0; i < repeat; i++) steady.push(await generate());
+  return { cold, steady };
+}
+
+function speedOf(result: GenerationResult): GenerationSpeed {
+  const { firstTokenMs, prefillTokensPerSecond, decodeTokensPerSecond } = result;
+  return { firstTokenMs, prefillTokensPerSecond, decodeTokensPerSecond };
+}
+
+/** What the engine says about its kernels; onnxruntime-web has one set and says nothing. */
+function kernelsOf({ manifest }: Session, measured: object): string {
+  if ('kernels' in measured && typeof measured.kernels === 'string') return measured.kernels;
+  return manifest.engine === 'ort' ? 'onnxruntime-web' : manifest.engine;
+}
