@@ -48,7 +48,7 @@ export type { ByteSource } from './ir/weight.ts';
 export { Weight } from './ir/weight.ts';
 
 // looking at models
-export type { Inspection } from './inspect.ts';
+export type { Inspection, TargetMemory } from './inspect.ts';
 export { inspectModel } from './inspect.ts';
 export type { DecoderAnalysis } from './analyze/decoder.ts';
 export { analyzeDecoder } from './analyze/decoder.ts';

@@ -3,14 +3,30 @@
  * a session would need. Reads weights only as far as asked, so that a model larger than memory is
  * inspected from its graph.
  */
-import type { TensorSpec } from '../runtime/manifest.ts';
+import type { DecoderSpec, TensorSpec } from '../runtime/manifest.ts';
 import { elementCount } from '../runtime/tensor.ts';
+import { targets } from '../targets/index.ts';
+import type { Target } from '../targets/target.ts';
 import { analyzeDecoder } from './analyze/decoder.ts';
 import type { ModelConfig } from './analyze/config.ts';
 import { estimateMemory } from './emit/memory.ts';
 import { dimToText } from './ir/dim.ts';
 import type { Model, Value } from './ir/graph.ts';
 import { inferModel } from './ir/infer.ts';
+
+/** What a session of an uncompiled model would need on a target, in bytes. */
+export interface TargetMemory {
+  /** Id of the target. */
+  readonly target: string;
+  /** Weights as its engine holds them. */
+  readonly weights: number;
+  /** Activations of one call. */
+  readonly arena: number;
+  /** KV cache at the context length. */
+  readonly state: number;
+  /** Whether all of it fits the target's limit. */
+  readonly fits: boolean;
+}
 
 /** The summary `fettle inspect` prints; keys are stable. */
 export interface Inspection {
@@ -32,6 +48,8 @@ export interface Inspection {
   readonly outputs: readonly TensorSpec[];
   /** Estimate of an f32 session at batch 1. */
   readonly memory: { readonly weights: number; readonly arena: number; readonly state: number };
+  /** The same for each target, with weights in the dtypes they have. */
+  readonly targets: readonly TargetMemory[];
   /** ONNX opset by domain. */
   readonly opsets: Readonly<Record<string, number>>;
   /** How it is driven, when it is a decoder, in words; or why it is not one. */
@@ -76,8 +94,9 @@ export function inspectModel(model: Model, config: ModelConfig = {}): Inspection
     bytes.set(weight.dtype, (bytes.get(weight.dtype) ?? 0) + weight.byteLength);
   }
   const analysis = analyzeDecoder(model, config);
+  const { decoder } = analysis;
   const { memory } = estimateMemory(model, {
-    decoder: analysis.decoder,
+    decoder,
     foldsConstants: true,
     foldsDequantize: true,
   });
@@ -91,6 +110,7 @@ export function inspectModel(model: Model, config: ModelConfig = {}): Inspection
     inputs: model.graph.inputs.map(specOf),
     outputs: model.graph.outputs.map(specOf),
     memory: { weights: memory.weights, arena: memory.arena, state: memory.state },
+    targets: targets.map((target) => memoryOn(target, model, decoder)),
     opsets: Object.fromEntries(model.opsets),
     decoder:
       analysis.decoder === undefined
@@ -98,6 +118,18 @@ export function inspectModel(model: Model, config: ModelConfig = {}): Inspection
         : `decoder: ${analysis.decoder.state.length} state tensors, context ${analysis.decoder.contextLength}`,
     warnings: [...model.warnings, ...analysis.warnings],
   };
+}
+
+function memoryOn(target: Target, model: Model, decoder: DecoderSpec | undefined): TargetMemory {
+  const foldsConstants = target.engine === 'ort';
+  const { memory } = estimateMemory(model, {
+    decoder,
+    foldsConstants,
+    foldsDequantize: foldsConstants && target.quantizedForm === 'dequantize-linear',
+  });
+  const { weights, arena, state } = memory;
+  const fits = weights + arena + state <= target.limits.memoryBytes.value;
+  return { target: target.id, weights, arena, state, fits };
 }
 
 function specOf(value: Value): TensorSpec {

@@ -73,7 +73,7 @@ function bundleSummary(manifest: Manifest, { nodes, ops }: Inspection): object {
 }
 
 function describeModel(name: string, inspection: Inspection): string {
-  const { nodes, ops, parameters, bytes, memory } = inspection;
+  const { nodes, ops, parameters, bytes } = inspection;
   const held = Object.values(bytes).reduce((sum, size) => sum + size, 0);
   const bytesByDtype = Object.entries(bytes).map(
     ([dtype, size]) => `${dtype} ${formatBytes(size)}`,
@@ -91,7 +91,15 @@ function describeModel(name: string, inspection: Inspection): string {
     '',
     table(['op', 'count'], Object.entries(counted)),
     '',
-    `memory estimate of an f32 session: weights ${formatBytes(memory.weights)}, activations ${formatBytes(memory.arena)}, state ${formatBytes(memory.state)}`,
+    'memory estimate of the model as it is; compile it for less:',
+    table(
+      ['target', 'weights', 'activations', 'state', 'fits'],
+      inspection.targets.map(({ target, weights, arena, state, fits }) => [
+        target,
+        ...[weights, arena, state].map(formatBytes),
+        fits ? 'yes' : 'no',
+      ]),
+    ),
     ...inspection.warnings.map((warning) => `warning: ${warning}`),
   ].join('\n');
 }
