@@ -12,6 +12,7 @@ import { eliminateIdentity } from './passes/eliminate-identity.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
 import { fuseActivation } from './passes/fuse-activation.ts';
 import { fuseConv } from './passes/fuse-conv.ts';
+import { fuseExpression } from './passes/fuse-expression.ts';
 import { fuseGatedMlp } from './passes/fuse-gated-mlp.ts';
 import { fuseLinear } from './passes/fuse-linear.ts';
 import { fuseNorm } from './passes/fuse-norm.ts';
@@ -42,10 +43,11 @@ export const passes: readonly PassEntry[] = [
   ),
   passEntry('Recognises an activation that is spread over several nodes.', {}, fuseActivation),
   passEntry(
-    'Puts activations, residual sums and scalar factors behind a convolution into it.',
+    'Puts activations and residual sums behind a convolution into it.',
     {},
     fuseConv,
   ),
+  passEntry('Makes one pass over memory of elementwise ops in a row.', {}, fuseExpression),
   passEntry('Makes one op of the two products of a gated feed-forward layer.', {}, fuseGatedMlp),
   passEntry(
     'Makes one op of a matrix product, its bias, activation and residual sum.',

@@ -4,12 +4,12 @@
  *   fettle.Conv(x, w, bias? [M], residual? [like y]) -> y
  *   fettle.ConvTranspose(x, w, bias? [M], residual? [like y]) -> y
  *     c = conv(x, w) + bias
- *     y = activation(c) * scale + shift + residual        residualFirst = 0
- *     y = activation(c + residual) * scale + shift        residualFirst = 1
+ *     y = activation(c) + residual     residualFirst = 0
+ *     y = activation(c + residual)     residualFirst = 1
  *
  * Shapes and attributes of the window are those of ONNX Conv and ConvTranspose. `activation`, `alpha`
- * and `beta` name an entry of `activation-table.ts`; `scale` and `shift` are floats, 1 and 0 when
- * absent. What follows the convolution is computed in doubles and rounded once.
+ * and `beta` name an entry of `activation-table.ts`. What follows the convolution is computed in doubles
+ * and rounded once.
  */
 import type { Tensor } from '../../runtime/tensor.ts';
 import type { Node, Value } from '../ir/graph.ts';
@@ -45,8 +45,6 @@ export const epilogueAttributes: readonly string[] = [
   'activation',
   'alpha',
   'beta',
-  'scale',
-  'shift',
   'residualFirst',
 ];
 
@@ -62,9 +60,7 @@ function finish(context: EvaluateContext, { shape, data }: Dense): Tensor[] {
     throw opError(context, `the residual has ${residual.length} elements, not ${values.length}`);
   if (first) add(values, residual);
   const activation = fusedActivation(node);
-  const [scale, shift] = [node.float('scale', 1), node.float('shift', 0)];
-  for (let i = 0; i < values.length; i++)
-    values[i] = activation(values[i] as number) * scale + shift;
+  for (let i = 0; i < values.length; i++) values[i] = activation(values[i] as number);
   if (!first) add(values, residual);
   return [writeNumbers(dtype, shape, values)];
 }

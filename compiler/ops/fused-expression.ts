@@ -6,6 +6,7 @@
  *   expression = letter | number | function '(' expression {',' expression} ')'
  *
  * Letters are the inputs in order, which broadcast; numbers are written shortest and mean f32.
+ * Activations have the names of `activation-table.ts`, with alpha and beta behind the argument.
  * Evaluation computes in doubles and rounds once.
  */
 import type { Tensor } from '../../runtime/tensor.ts';
@@ -57,17 +58,18 @@ export const expressionFunctions = {
   tanh: (x: number): number => Math.tanh(x),
   sigmoid: (x: number): number => sigmoid(x),
   relu: (x: number): number => (x < 0 ? 0 : x),
+  relu6: (x: number): number => Math.min(6, Math.max(0, x)),
   softplus: (x: number): number => softplus(x),
   gelu: (x: number): number => gelu(x),
-  gelutanh: (x: number): number => gelu(x, true),
+  'gelu-tanh': (x: number): number => gelu(x, true),
   silu: (x: number): number => x * sigmoid(x),
-  quickgelu: (x: number, alpha: number): number => x * sigmoid(alpha * x),
-  hardswish: (x: number): number => x * Math.max(0, Math.min(1, x / 6 + 0.5)),
+  'quick-gelu': (x: number, alpha: number): number => x * sigmoid(alpha * x),
+  'hard-swish': (x: number): number => x * Math.max(0, Math.min(1, x / 6 + 0.5)),
   mish: (x: number): number => x * Math.tanh(softplus(x)),
-  leakyrelu: (x: number, alpha: number): number => (x < 0 ? alpha * x : x),
+  'leaky-relu': (x: number, alpha: number): number => (x < 0 ? alpha * x : x),
   elu: (x: number, alpha: number): number => (x < 0 ? alpha * Math.expm1(x) : x),
   clip: (x: number, low: number, high: number): number => Math.min(high, Math.max(low, x)),
-  hardsigmoid: (x: number, alpha: number, beta: number): number =>
+  'hard-sigmoid': (x: number, alpha: number, beta: number): number =>
     Math.max(0, Math.min(1, alpha * x + beta)),
 } as const;
 
@@ -107,7 +109,7 @@ export function functionCount(expression: Expression): number {
  */
 export function readExpression(node: Node): Expression {
   const text = node.string('expression', '');
-  const tokens = text.match(/[a-z]+|-?(?:\d[\d.]*(?:e[+-]?\d+)?|Infinity)|[(),]/g) ?? [];
+  const tokens = text.match(/[a-z][a-z-]*|-?(?:\d[\d.]*(?:e[+-]?\d+)?|Infinity)|[(),]/g) ?? [];
   let at = 0;
   const fail = (): never => {
     throw opError({ node }, `cannot read the expression "${text}"`);

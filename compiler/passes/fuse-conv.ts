@@ -4,19 +4,19 @@
  *     Relu(Conv(x, w, b))                      ->   fettle.Conv(x, w, b) {activation = relu}
  *     Add(Relu(Conv(x, w, b)), r)              ->   fettle.Conv(x, w, b, r) {activation = relu}
  *     Relu(Add(Conv(x, w, b), r))              ->   fettle.Conv(x, w, b, r) {…, residualFirst = 1}
- *     Add(Mul(HardSwish(Conv(x, w)), s), t)    ->   fettle.Conv(x, w) {…, scale = s, shift = t}
  *
  * Every Conv and ConvTranspose becomes a fused one, so that whatever comes after knows only that form.
- * Batch norms and scales per channel have gone into the weights before (`fold-batch-norm`).
+ * Activations spelt out in several ops have become one before (`fuse-activation`). Batch norms and scales per channel have gone into the weights before (`fold-batch-norm`).
  * Refuses what is read elsewhere too, residuals that would broadcast and a second residual.
  * Rounding differs: what was rounded after each op is rounded once.
  */
 import type { Attribute } from '../ir/attribute.ts';
-import { float, int, string } from '../ir/attribute.ts';
+import { int } from '../ir/attribute.ts';
 import { sameShape } from '../ir/dim.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import type { Rewriter } from '../ir/rewriter.ts';
 import { convInputs, isFusedConv } from '../ops/fused-conv.ts';
+import type { ActivationChoice } from '../ops/fused-activation.ts';
 import { activationNameOf } from '../ops/activation-table.ts';
 import { internalDomain } from '../ops/quantized.ts';
 import { applyRules } from '../rewrite/apply.ts';
@@ -24,11 +24,10 @@ import type { Pattern } from '../rewrite/pattern.ts';
 import { op, value } from '../rewrite/pattern.ts';
 import type { Replacement, Rule } from '../rewrite/rule.ts';
 import { refuse, rule } from '../rewrite/rule.ts';
-import type { FoundActivation } from './activation-forms.ts';
-import { activationForms, activationOf, activationOps } from './activation-forms.ts';
-import { uniformValueOf } from './constants.ts';
+import { activationAttributes } from './fuse-activation.ts';
 import type { Pass } from './pass.ts';
 import { removeIfUnused, replaceByNew } from './replace.ts';
+import { activationOf, activationOps } from './single-activation.ts';
 
 /** Makes the pass. It has no options. */
 export function fuseConv(): Pass {
@@ -39,8 +38,6 @@ export function fuseConv(): Pass {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes())
         if (isPlainConv(node)) wrap(node, context.rewriter);
-      // spelt-out forms before their parts: Mul(x, Sigmoid(x)) is no sigmoid
-      applyRules(model, spelledRules, context);
       applyRules(model, rules, context);
       removeUnused(model, context.rewriter);
       return context.rewriter.changes > before;
@@ -72,10 +69,7 @@ interface Stage {
 }
 
 function stageOf(conv: Node): Stage {
-  const activated =
-    activationNameOf(conv) !== 'none' ||
-    conv.attributes.has('scale') ||
-    conv.attributes.has('shift');
+  const activated = activationNameOf(conv) !== 'none';
   const present = conv.inputs[convInputs.residual] !== undefined;
   // before an activation comes, the two places are the same
   const residual = !present ? 'none' : conv.int('residualFirst', 0) === 1 ? 'first' : 'last';
@@ -91,11 +85,6 @@ const convAt =
 const unactivated: Pattern<{ readonly x: Value }> = value(
   'x',
   convAt(({ activated }) => !activated),
-);
-/** Room for a scale and a shift: activated, and no residual behind that. */
-const activated: Pattern<{ readonly x: Value }> = value(
-  'x',
-  convAt(({ activated, residual }) => activated && residual !== 'last'),
 );
 /** Room for a residual. */
 const withoutResidual: Pattern<{ readonly x: Value }> = value(
@@ -129,76 +118,18 @@ function grown(
   return rewriter.op(conv.op, inputs, all, { domain: internalDomain, name: conv.name, from });
 }
 
-function withActivation(
-  x: Value,
-  root: Node,
-  nodes: readonly Node[],
-  found: FoundActivation | string,
-  rewriter: Rewriter,
-): Replacement {
-  if (typeof found === 'string') return refuse(found, root);
-  const conv = convOf(x, nodes);
-  if (typeof conv === 'string') return refuse(conv, root);
-  return grown(rewriter, conv, nodes, {
-    activation: string(found.name),
-    ...(found.alpha === undefined ? {} : { alpha: float(found.alpha) }),
-    ...(found.beta === undefined ? {} : { beta: float(found.beta) }),
-    // a residual that was there is now in front of the activation
-    ...(stageOf(conv).residual === 'none' ? {} : { residualFirst: int(1) }),
-  });
-}
-
-const spelledRules: readonly Rule[] = activationForms.map((form) =>
-  rule({
-    name: form.name,
-    pattern: form.pattern(unactivated),
-    build: ({ x }, rewriter, { nodes }) => {
-      const [root] = nodes;
-      if (root === undefined) return refuse('the match is empty', x);
-      return withActivation(x, root, nodes, form, rewriter);
-    },
-  }),
-);
-
 const activation: Rule = rule({
   name: 'activation',
   pattern: op(activationOps, [unactivated], { moreInputs: true }).as('node'),
-  build: ({ x, node }, rewriter, { nodes }) =>
-    withActivation(x, node, nodes, activationOf(node), rewriter),
-});
-
-const affineOps: readonly string[] = ['Add', 'Sub', 'Mul', 'Div'];
-
-/** y · factor + term for an op with one scalar operand; undefined when it is something else. */
-function affineOf(node: Node, x: Value): { factor: number; term: number } | undefined {
-  const isLeft = node.inputs[0] === x;
-  const other = node.inputs[isLeft ? 1 : 0];
-  const number = uniformValueOf(other);
-  if (number === undefined || !Number.isFinite(number)) return undefined;
-  if ((other?.shape?.length ?? 9) > (x.shape?.length ?? 0)) return undefined;
-  if (node.op === 'Add') return { factor: 1, term: number };
-  if (node.op === 'Mul') return { factor: number, term: 0 };
-  if (node.op === 'Sub')
-    return isLeft ? { factor: 1, term: -number } : { factor: -1, term: number };
-  return isLeft && number !== 0 ? { factor: 1 / number, term: 0 } : undefined;
-}
-
-const affine: Rule = rule({
-  name: 'affine',
-  pattern: op(
-    affineOps,
-    [activated, value('k', (k) => k.weight !== undefined && uniformValueOf(k) !== undefined)],
-    { commutes: true },
-  ).as('node'),
   build: ({ x, node }, rewriter, { nodes }) => {
-    const found = affineOf(node, x);
-    if (found === undefined) return refuse('it is no scale or shift by one number', node);
+    const found = activationOf(node);
+    if (typeof found === 'string') return refuse(found, node);
     const conv = convOf(x, nodes);
     if (typeof conv === 'string') return refuse(conv, node);
-    const { factor, term } = found;
     return grown(rewriter, conv, nodes, {
-      scale: float(Math.fround(conv.float('scale', 1) * factor)),
-      shift: float(Math.fround(conv.float('shift', 0) * factor + term)),
+      ...activationAttributes(found),
+      // a residual that was there is now in front of the activation
+      ...(stageOf(conv).residual === 'none' ? {} : { residualFirst: int(1) }),
     });
   },
 });
@@ -267,10 +198,8 @@ const secondActivation: Rule = rule({
 });
 
 const rules: readonly Rule[] = [
-  ...spelledRules,
   activation,
   secondActivation,
-  affine,
   residual,
   residualLeft,
   secondResidual,

@@ -70,10 +70,8 @@ const readers: Readonly<
       return { why: 'it is gathered along another axis than the first' };
     return { kind: 'table', transposed: false, rowAxes: 1, rank: matrix };
   },
-  Conv: (_, index) =>
-    index === 1
-      ? { kind: 'convolution', transposed: false, rowAxes: 1, rank: (rank) => rank >= 3 }
-      : undefined,
+  Conv: convolution,
+  'fettle.Conv': convolution,
   LSTM: recurrent,
   GRU: recurrent,
   RNN: recurrent,
@@ -158,6 +156,11 @@ function passesThrough(node: Node): boolean {
   const perm = node.ints('perm');
   const rank = node.inputs[0]?.shape?.length;
   return rank === 2 && (perm === undefined || (perm[0] === 1 && perm[1] === 0));
+}
+
+function convolution(_: Node, index: number): Reading | undefined {
+  if (index !== 1) return undefined;
+  return { kind: 'convolution', transposed: false, rowAxes: 1, rank: (rank) => rank >= 3 };
 }
 
 function linear(transposed: boolean): Reading {

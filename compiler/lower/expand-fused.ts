@@ -1,0 +1,39 @@
+/**
+ * Turns the fused ops that only the compiler knows back into ops that onnxruntime runs. To add one:
+ * its `expand-*.ts`, and a line in the table.
+ */
+import type { Model, Node, Value } from '../ir/graph.ts';
+import { internalDomain } from '../ops/quantized.ts';
+import { removeIfUnused, replaceByNew } from '../passes/replace.ts';
+import type { LowerContext } from './context.ts';
+import { expandActivation } from './expand-activation.ts';
+import { expandConv } from './expand-conv.ts';
+import { expandExpression } from './expand-expression.ts';
+
+/** Writes a node in other ops, in front of it; a value for each output that is used. */
+export type Expand = (node: Node, context: LowerContext) => readonly (Value | undefined)[];
+
+/** By op of the internal domain. Dequantize is not here: its form depends on who reads it. */
+const expanders: Readonly<Record<string, Expand>> = {
+  Activation: (node, { rewriter }) => [expandActivation(rewriter, node, node.input(0))],
+  Conv: expandConv,
+  ConvTranspose: expandConv,
+  Expression: expandExpression,
+};
+
+/** Expands every fused node of a model that has an expansion. */
+export function expandFused(model: Model, context: LowerContext): void {
+  const { rewriter } = context;
+  for (const node of model.graph.allNodes()) {
+    if (node.domain !== internalDomain) continue;
+    const expand = expanders[node.op];
+    if (expand === undefined) continue;
+    rewriter.before(node);
+    const values = expand(node, context);
+    node.outputs.forEach((old, index) => {
+      const value = values[index];
+      if (old !== undefined && value !== undefined) replaceByNew(rewriter, old, value);
+    });
+    removeIfUnused(rewriter, node);
+  }
+}
