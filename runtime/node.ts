@@ -3,7 +3,7 @@
  * memory, and the Node entry of onnxruntime-web. The only file of the runtime that uses Node's modules.
  */
 import { createHash } from 'node:crypto';
-import { openAsBlob, statSync } from 'node:fs';
+import { openAsBlob, readFileSync, statSync } from 'node:fs';
 import { open, realpath } from 'node:fs/promises';
 import { join, resolve, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -140,8 +140,22 @@ function streamOf(file: Awaited<ReturnType<typeof open>>): ReadableStream<Uint8A
 export function processMemory(): HostMemory {
   return {
     residentBytes: process.memoryUsage.rss(),
-    peakBytes: process.resourceUsage().maxRSS * 1024,
+    peakBytes: peakResidentBytes(),
   };
+}
+
+/**
+ * Linux hands a process the peak of the one that started it along with `maxRSS`; its own stands in
+ * `/proc`.
+ */
+function peakResidentBytes(): number {
+  try {
+    const [, kib] = /^VmHWM:\s*(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? [];
+    if (kib !== undefined) return Number(kib) * 1024;
+  } catch {
+    // no such file: not Linux
+  }
+  return process.resourceUsage().maxRSS * 1024;
 }
 
 function isNodeError(error: unknown): error is NodeJS.ErrnoException {

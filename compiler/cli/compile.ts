@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { FettleError } from '../../runtime/errors.ts';
 import type { CompileResult } from '../compile-options.ts';
 import { compile as compileModel } from '../compile.ts';
-import { openBundle } from '../../runtime/node.ts';
+import { openBundle, processMemory } from '../../runtime/node.ts';
 import { NodeFiles } from '../node.ts';
 import type { PassReport } from '../passes/pass.ts';
 import type { Recipe } from '../recipe.ts';
@@ -128,7 +128,7 @@ export const compile: Command = command({
         ? {}
         : { dump: (name, text) => writeFileSync(join(dump, `${name}.txt`), text) }),
     });
-    const peakRssBytes = process.resourceUsage().maxRSS * 1024;
+    const peakRssBytes = processMemory().peakBytes;
     output.result({ ...result, peakRssBytes }, describe(result, peakRssBytes, args.explain));
   },
 });
