@@ -25,7 +25,7 @@ export interface BundleReport {
   readonly target: string;
   readonly engine: string;
   readonly parameters: number;
-  /** Every file. */
+  /** Every file that the manifest lists. */
   readonly bytes: number;
   readonly sourceSha256: string;
   /** Weight bytes by number format, largest first. */
