@@ -3,13 +3,14 @@
  * the caller's business.
  */
 import type { ErrorCode } from '../runtime/errors.ts';
-import { FettleError, assert, throwIfAborted } from '../runtime/errors.ts';
+import { FettleError, assert } from '../runtime/errors.ts';
 import type { Target } from '../targets/target.ts';
 import { inferModel, inferNode } from './ir/infer.ts';
 import type { Model, Node, Value } from './ir/graph.ts';
 import { printModel } from './ir/print.ts';
 import { Rewriter } from './ir/rewriter.ts';
 import { verifyModel } from './ir/verify.ts';
+import { turn } from './turn.ts';
 import type {
   Log,
   ModelSize,
@@ -98,7 +99,7 @@ class Run {
 
   async pass(pass: Pass): Promise<PassReport> {
     const { model, options } = this;
-    throwIfAborted(options.signal);
+    await turn(options.signal);
     const rewriter = new Rewriter(model, inferNode);
     const tally = new Tally(pass.name);
     const context: PassContext = {

@@ -2,12 +2,12 @@
  * Writes the weight buffer as chunk files. Weights are read, hashed and written a few megabytes at a
  * time, so that the buffer is never in memory.
  */
-import { throwIfAborted } from '../../runtime/errors.ts';
 import type { FileSpec } from '../../runtime/manifest.ts';
 import type { DType } from '../../runtime/tensor.ts';
 import { viewBytes } from '../../runtime/tensor.ts';
 import type { FileSystem, FileWriter } from '../files.ts';
 import { joinPath } from '../files.ts';
+import { turn } from '../turn.ts';
 import type { Progress } from '../passes/pass.ts';
 import { Sha256 } from '../../runtime/sha256.ts';
 import type { WeightLayout } from './layout.ts';
@@ -132,10 +132,4 @@ class ChunkWriter {
     this.finished.push({ path, bytes: this.end - before, sha256: hash.hex() });
     this.open = undefined;
   }
-}
-
-/** Lets events (an abort among them) happen, then stops when it has. */
-async function turn(signal: AbortSignal | undefined): Promise<void> {
-  await new Promise((resolve) => setTimeout(resolve));
-  throwIfAborted(signal);
 }

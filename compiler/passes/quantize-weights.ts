@@ -27,6 +27,7 @@ import type { Pass, PassContext } from './pass.ts';
 import { isSkipped } from './skip-list.ts';
 import type { QuantizedTensorNote } from './store-halves.ts';
 import { storeHalves } from './store-halves.ts';
+import { turn } from '../turn.ts';
 import type { WeightSite } from './weight-sites.ts';
 import { leavesGraph, readersOf, weightSite } from './weight-sites.ts';
 
@@ -70,14 +71,14 @@ export function quantizeWeights(options: QuantizeWeightsOptions = {}): Pass {
   return {
     name: 'quantize-weights',
     options: settings,
-    run(model, context) {
+    async run(model, context) {
       const before = context.rewriter.changes;
       const notes: QuantizedTensorNote[] = [];
       const plan = planOf(model, settings, format, tables, context);
       const total = plan.reduce((sum, { sites }) => sum + sizeOf(sites[0]), 0);
       let done = 0;
       for (const { sites, format: wanted } of plan) {
-        throwIfAborted(context.signal);
+        await turn(context.signal);
         const note = quantize(model, sites, wanted, settings.clip, context, (elements) =>
           context.progress('quantize weights', done + elements, total),
         );
