@@ -11,6 +11,7 @@ import { internalDomain } from '../ops/quantized.ts';
 import type { Refusal } from '../passes/pass.ts';
 import type { LowerContext } from './context.ts';
 import { lowerToDequantizeLinear, opsetNeeded } from './dequantize-linear.ts';
+import { expandFused } from './expand-fused.ts';
 import { lowerToMatMulNBits } from './mat-mul-nbits.ts';
 import type { QuantizedGroup } from './quantized-uses.ts';
 import { quantizedGroups } from './quantized-uses.ts';
@@ -49,6 +50,8 @@ export function lowerForOrt(model: Model, target: Target): LoweredModel {
     refuse: (rule, at, why) =>
       refusals.push({ pass: 'lower-ort', rule, at: typeof at === 'string' ? at : at.name, why }),
   };
+  // first, so that quantized weights are found where onnxruntime will read them
+  expandFused(model, context);
   const groups = quantizedGroups(model);
   const folded =
     target.quantizedForm === 'mat-mul-nbits'

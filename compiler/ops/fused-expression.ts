@@ -109,7 +109,7 @@ export function functionCount(expression: Expression): number {
  */
 export function readExpression(node: Node): Expression {
   const text = node.string('expression', '');
-  const tokens = text.match(/[a-z][a-z-]*|-?(?:\d[\d.]*(?:e[+-]?\d+)?|Infinity)|[(),]/g) ?? [];
+  const tokens = text.match(/[a-z][a-z\d-]*|-?(?:\d[\d.]*(?:e[+-]?\d+)?|Infinity)|[(),]/g) ?? [];
   let at = 0;
   const fail = (): never => {
     throw opError({ node }, `cannot read the expression "${text}"`);
