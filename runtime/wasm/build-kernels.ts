@@ -25,8 +25,8 @@ export interface KernelBuild {
 export const kernelBuilds: readonly KernelBuild[] = [
   { name: 'simd', entry: 'kernels.ts', relaxed: false, threads: false },
   { name: 'relaxed', entry: 'kernels.ts', relaxed: true, threads: false },
-  { name: 'simd-threads', entry: 'kernels.ts', relaxed: false, threads: true },
-  { name: 'relaxed-threads', entry: 'kernels.ts', relaxed: true, threads: true },
+  { name: 'simd-threads', entry: 'kernels-threads.ts', relaxed: false, threads: true },
+  { name: 'relaxed-threads', entry: 'kernels-threads.ts', relaxed: true, threads: true },
   { name: 'probe-relaxed', entry: 'probe-relaxed.ts', relaxed: true, threads: false },
   { name: 'limits-simd', entry: 'limits.ts', relaxed: false, threads: false },
   { name: 'limits-relaxed', entry: 'limits.ts', relaxed: true, threads: false },

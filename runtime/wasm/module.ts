@@ -21,8 +21,11 @@ export interface KernelExports {
 export interface ThreadedKernelExports extends KernelExports {
   /** Runs steps from..to-1 together with `threads - 1` threads that are in `serve`; returns `to`. */
   launch(plan: number, from: number, to: number, threads: number): number;
-  /** Works as thread 1..threads-1 until `stop`; blocks, so only for a worker. */
-  serve(plan: number, thread: number, threads: number): void;
+  /**
+   * Works as thread 1..threads-1 until `stop`; blocks, so only for a worker. `epoch` is 0 for a thread that
+   * starts before the first launch.
+   */
+  serve(plan: number, thread: number, threads: number, epoch: number): void;
   /** Makes every `serve` return. */
   stop(plan: number): void;
 }

@@ -11,14 +11,15 @@ export type KernelName = keyof {
   [Name in keyof typeof abi as Name extends `${infer Kernel}_END` ? Kernel : never]: never;
 };
 
-type NotParameter = 'END' | (typeof reduceKinds)[number];
+/** Constants of a kernel that are no parameters; the kinds of REDUCE share its prefix. */
+type NotParameter<Kernel> = Kernel extends 'REDUCE' ? 'END' | (typeof reduceKinds)[number] : 'END';
 const reduceKinds = ['SUM', 'MEAN', 'MAX', 'MIN', 'PROD', 'L1', 'L2', 'SUMSQUARE'] as const;
 
 /** Parameter names of a kernel. */
 export type ParameterName<Kernel extends KernelName> = keyof {
   [
     Name in keyof typeof abi as Name extends `${Kernel}_${infer Parameter}`
-      ? Parameter extends NotParameter
+      ? Parameter extends NotParameter<Kernel>
         ? never
         : Parameter
       : never

@@ -1,18 +1,66 @@
 /**
- * The plan runs here: one call per token, no crossing to JavaScript per step.
+ * Runs plans: one call per token, no crossing to JavaScript per step.
+ *
+ * Threads: every thread runs every step on its share, and a barrier follows each step. The main thread
+ * calls `launch`, the others sit in `serve`. Waiting spins for a while (steps take microseconds); then
+ * workers sleep in `memory.atomic.wait32`, which a browser's main thread must not, so `launch` only spins.
  */
 import {
   ABI_VERSION,
   PATCH_WORDS,
+  PLAN_CONTROL,
   PLAN_PATCHES,
   PLAN_PATCHTABLE,
   PLAN_SCRATCH,
   PLAN_TABLE,
   SCRATCH_BYTES,
 } from './abi.ts';
+import { attention } from './attention.ts';
+import { conv } from './conv.ts';
 import { address, word } from './core.ts';
+import { dense } from './dense.ts';
+import { embed } from './embed.ts';
+import { expression } from './expression.ts';
+import { matmul } from './gemm.ts';
 import { linear } from './linear.ts';
+import { convert, fill, gather, move } from './move.ts';
+import { norm } from './norm.ts';
+import { pool } from './pool.ts';
 import { quantize } from './quantize.ts';
+import { argmax, reduce, softmax, topk } from './reduce.ts';
+import { append, rotary } from './rotary.ts';
+
+type Kernel = (step: usize, scratch: usize, thread: i32, threads: i32) => void;
+
+/** By kernel id (abi.ts). */
+const kernels: StaticArray<Kernel> = [
+  missing,
+  quantize,
+  linear,
+  dense,
+  embed,
+  norm,
+  rotary,
+  append,
+  attention,
+  expression,
+  reduce,
+  softmax,
+  move,
+  fill,
+  gather,
+  argmax,
+  topk,
+  convert,
+  matmul,
+  conv,
+  pool,
+];
+
+/** Id 0: no kernel has it. */
+function missing(_step: usize, _scratch: usize, _thread: i32, _threads: i32): void {
+  unreachable();
+}
 
 /** Version of the ABI that this binary speaks. */
 export function abiVersion(): i32 {
@@ -29,7 +77,7 @@ export function patch(plan: usize, S: i32, P: i32): void {
   }
 }
 
-/** Runs steps from..to-1 and returns `to`. */
+/** Runs steps from..to-1 as thread `thread` of `threads`, all of which make this call; returns `to`. */
 export function run(plan: usize, from: i32, to: i32, thread: i32, threads: i32): i32 {
   const scratch = address(plan, PLAN_SCRATCH) + thread * SCRATCH_BYTES;
   const table = address(plan, PLAN_TABLE);
@@ -37,16 +85,75 @@ export function run(plan: usize, from: i32, to: i32, thread: i32, threads: i32):
     const step = address(table, i);
     const kernel = unchecked(kernels[word(step, 0)]);
     kernel(step, scratch, thread, threads);
+    if (ASC_FEATURE_THREADS && threads > 1) barrier(address(plan, PLAN_CONTROL), thread, threads);
   }
   return to;
 }
 
-type Kernel = (step: usize, scratch: usize, thread: i32, threads: i32) => void;
+// --- control block: words on cache lines of their own ---
+/** Counts launches; workers wait for it to change. */
+const EPOCH: usize = 0;
+const FROM: usize = 4;
+const TO: usize = 8;
+const STOP: usize = 12;
+/** Threads that reached the barrier. */
+const ARRIVED: usize = 64;
+/** Counts barriers passed. */
+const PASSED: usize = 128;
 
-/** By kernel id. */
-const kernels: StaticArray<Kernel> = [missing, quantize, linear];
+/** Looks before sleeping: some tens of microseconds. */
+const SPINS = 20000;
 
-/** A plan for another version of the ABI; the executor checks before it gets here. */
-function missing(_step: usize, _scratch: usize, _thread: i32, _threads: i32): void {
-  unreachable();
+/** Waits until the word at `at` is no longer `value`; sleeps after a while if it may. */
+function waitWhile(at: usize, value: i32, sleep: bool): void {
+  let spins = 0;
+  while (atomic.load<i32>(at) == value) {
+    if (sleep && ++spins > SPINS) atomic.wait<i32>(at, value, -1);
+  }
+}
+
+function barrier(control: usize, thread: i32, threads: i32): void {
+  const passed = atomic.load<i32>(control + PASSED);
+  if (atomic.add<i32>(control + ARRIVED, 1) == threads - 1) {
+    atomic.store<i32>(control + ARRIVED, 0);
+    atomic.add<i32>(control + PASSED, 1);
+    atomic.notify(control + PASSED, -1);
+    return;
+  }
+  waitWhile(control + PASSED, passed, thread != 0);
+}
+
+/** Runs steps from..to-1 together with the `threads - 1` threads that are in `serve`; returns `to`. */
+export function launch(plan: usize, from: i32, to: i32, threads: i32): i32 {
+  const control = address(plan, PLAN_CONTROL);
+  if (from >= to) return to;
+  if (threads > 1) {
+    atomic.store<i32>(control + FROM, from);
+    atomic.store<i32>(control + TO, to);
+    atomic.add<i32>(control + EPOCH, 1);
+    atomic.notify(control + EPOCH, -1);
+  }
+  return run(plan, from, to, 0, threads);
+}
+
+/**
+ * Works as thread `thread` of `threads` until `stop`. `epoch` is the launch count this thread has seen:
+ * 0 when it starts before the first launch. Blocks, so only for a worker.
+ */
+export function serve(plan: usize, thread: i32, threads: i32, epoch: i32): void {
+  const control = address(plan, PLAN_CONTROL);
+  while (true) {
+    waitWhile(control + EPOCH, epoch, true);
+    epoch++;
+    if (atomic.load<i32>(control + STOP) != 0) return;
+    run(plan, atomic.load<i32>(control + FROM), atomic.load<i32>(control + TO), thread, threads);
+  }
+}
+
+/** Makes every `serve` return. */
+export function stop(plan: usize): void {
+  const control = address(plan, PLAN_CONTROL);
+  atomic.store<i32>(control + STOP, 1);
+  atomic.add<i32>(control + EPOCH, 1);
+  atomic.notify(control + EPOCH, -1);
 }

@@ -1,1 +1,2 @@
+/** Entry of the binaries without threads. */
 export { abiVersion, patch, run } from './interpreter.ts';

@@ -1,0 +1,2 @@
+/** Entry of the binaries with threads. */
+export { abiVersion, launch, patch, run, serve, stop } from './interpreter.ts';
