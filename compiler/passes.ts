@@ -10,6 +10,8 @@ import { eliminateCommonSubexpressions } from './passes/eliminate-common-subexpr
 import { eliminateDead } from './passes/eliminate-dead.ts';
 import { eliminateIdentity } from './passes/eliminate-identity.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
+import { foldNormGains } from './passes/fold-norm-gains.ts';
+import { foldScalars } from './passes/fold-scalars.ts';
 import { fuseActivation } from './passes/fuse-activation.ts';
 import { fuseConv } from './passes/fuse-conv.ts';
 import { fuseExpression } from './passes/fuse-expression.ts';
@@ -41,12 +43,14 @@ export const passes: readonly PassEntry[] = [
     foldConstantsDefaults,
     foldConstants,
   ),
-  passEntry('Recognises an activation that is spread over several nodes.', {}, fuseActivation),
+  passEntry('Puts gains and biases of norms into the linear ops behind them.', {}, foldNormGains),
   passEntry(
-    'Puts activations and residual sums behind a convolution into it.',
+    'Puts constant factors and shifts around a linear op into its weights.',
     {},
-    fuseConv,
+    foldScalars,
   ),
+  passEntry('Recognises an activation that is spread over several nodes.', {}, fuseActivation),
+  passEntry('Puts activations and residual sums behind a convolution into it.', {}, fuseConv),
   passEntry('Makes one pass over memory of elementwise ops in a row.', {}, fuseExpression),
   passEntry('Makes one op of the two products of a gated feed-forward layer.', {}, fuseGatedMlp),
   passEntry(

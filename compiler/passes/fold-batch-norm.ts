@@ -15,6 +15,7 @@ import { elementCount } from '../../runtime/tensor.ts';
 import type { Node, Value } from '../ir/graph.ts';
 import { readNumbers, writeNumbers } from '../ops/numbers.ts';
 import type { Pass, PassContext } from './pass.ts';
+import { perChannel } from './per-channel.ts';
 import { obstacle, replaceValue } from './replace.ts';
 
 /** y·scale + shift, per output channel. */
@@ -104,7 +105,7 @@ function stepOf(node: Node, value: Value, conv: Node, opset: number): Affine | s
   const isLeft = left === value;
   const other = (isLeft ? right : left)?.constant();
   if (other === undefined) return undefined;
-  const terms = perChannel(other, channels, rank);
+  const terms = perChannel(other, channels, rank, 1);
   if (terms === undefined) return 'the constant differs within a channel';
   if (node.op === 'Mul') return scaled(terms);
   if (node.op === 'Div') return isLeft ? scaled(terms.map((term) => 1 / term)) : undefined;
@@ -118,19 +119,6 @@ function scaled(scale: Float64Array): Affine {
 
 function shifted(shift: Float64Array): Affine {
   return { scale: new Float64Array(shift.length).fill(1), shift };
-}
-
-/** One number per channel of a constant that broadcasts along axis 1 of a tensor of `rank`. */
-function perChannel(constant: Tensor, channels: number, rank: number): Float64Array | undefined {
-  const { shape } = constant;
-  if (shape.length > rank) return undefined;
-  const axis = 1 - rank + shape.length;
-  const fits = shape.every((dim, index) => dim === 1 || (index === axis && dim === channels));
-  if (!fits) return undefined;
-  const numbers = readNumbers(constant);
-  return numbers.length === 1
-    ? new Float64Array(channels).fill(numbers[0] ?? 0)
-    : Float64Array.from(numbers);
 }
 
 function batchNorm(
