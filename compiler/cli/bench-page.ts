@@ -26,7 +26,8 @@ export interface BenchPage {
   readonly isolated: boolean;
 }
 
-const offered: BenchPage = {
+/** The page's side; another page may offer it beside its own. */
+export const benchPage: BenchPage = {
   async measure(url, open, settings) {
     const session = await openBundle(url, open);
     try {
@@ -40,4 +41,4 @@ const offered: BenchPage = {
   isolated: globalThis.crossOriginIsolated,
 };
 
-Object.assign(globalThis, { fettleBench: offered });
+Object.assign(globalThis, { fettleBench: benchPage });

@@ -51,7 +51,10 @@ const limits = (
     await kernelBytes(variant === 'relaxed' ? 'limits-relaxed' : 'limits-simd'),
     { env: { memory } },
   )
-).instance.exports as Record<'read' | 'dotProducts' | 'pairProducts' | 'multiplyAdds', (a: number, b?: number) => number>;
+).instance.exports as Record<
+  'read' | 'dotProducts' | 'pairProducts' | 'multiplyAdds',
+  (a: number, b?: number) => number
+>;
 
 let top = abi.RESERVED_BYTES;
 function allot(bytes: number): number {
@@ -92,15 +95,47 @@ function weights(n: number, k: number): { w: number; scales: number } {
 
 function quantizeStep(rows: number, k: number): Int32Array {
   return encodeStep('QUANTIZE', {
-    X: x, XROW: k * 4, Y: record, ROWS: rows, K: k, BLOCK: 32, FORMS: format === 'W8' || format === 'C4' ? 2 : 1,
+    X: x,
+    XROW: k * 4,
+    Y: record,
+    ROWS: rows,
+    K: k,
+    BLOCK: 32,
+    FORMS: format === 'W8' || format === 'C4' ? 2 : 1,
   });
 }
 
-function linearStep(rows: number, n: number, k: number, { w, scales }: { w: number; scales: number }): Int32Array {
+function linearStep(
+  rows: number,
+  n: number,
+  k: number,
+  { w, scales }: { w: number; scales: number },
+): Int32Array {
   return encodeStep('LINEAR', {
-    X: record, Y: y, YROW: n * 4, ROWS: rows, K: k, N: n, FORMAT: abi[format], BLOCK: 32, GROUPBLOCKS: 1,
-    W: w, SCALES: scales, ZEROS: 0, CODEBOOK: x, BIAS: 0, ACTIVATION: 0, ALPHA: 0, BETA: 0,
-    RESIDUAL: 0, RESIDUALROW: 0, W2: 0, SCALES2: 0, ZEROS2: 0, CODEBOOK2: 0, BIAS2: 0,
+    X: record,
+    Y: y,
+    YROW: n * 4,
+    ROWS: rows,
+    K: k,
+    N: n,
+    FORMAT: abi[format],
+    BLOCK: 32,
+    GROUPBLOCKS: 1,
+    W: w,
+    SCALES: scales,
+    ZEROS: 0,
+    CODEBOOK: x,
+    BIAS: 0,
+    ACTIVATION: 0,
+    ALPHA: 0,
+    BETA: 0,
+    RESIDUAL: 0,
+    RESIDUALROW: 0,
+    W2: 0,
+    SCALES2: 0,
+    ZEROS2: 0,
+    CODEBOOK2: 0,
+    BIAS2: 0,
   });
 }
 
@@ -121,7 +156,11 @@ function writePlan(steps: readonly Int32Array[]): number {
 }
 
 const decoder = Array.from({ length: layers }, () => layer).flat();
-const matrices = [...decoder, [vocabulary, width] as const].map(([n, k]) => ({ n, k, ...weights(n, k) }));
+const matrices = [...decoder, [vocabulary, width] as const].map(([n, k]) => ({
+  n,
+  k,
+  ...weights(n, k),
+}));
 const weightBytes = matrices.reduce((sum, { n, k }) => sum + (n * k * bits) / 8 + (n * k) / 16, 0);
 const macs = matrices.reduce((sum, { n, k }) => sum + n * k, 0);
 
@@ -152,16 +191,35 @@ probes();
 const before = probes();
 result['probes'] = before;
 if (values.only !== 'prefill') {
-  const { ms, bestMs } = timed(matrices.flatMap(({ n, k, ...w }) => [quantizeStep(1, k), linearStep(1, n, k, w)]));
+  const { ms, bestMs } = timed(
+    matrices.flatMap(({ n, k, ...w }) => [quantizeStep(1, k), linearStep(1, n, k, w)]),
+  );
   const limitMs = Math.max(weightBytes / before.readGBps, macs / before.dotGMACps) / 1e6;
   const pairLimitMs = Math.max(weightBytes / before.readGBps, macs / before.pairGMACps) / 1e6;
-  result['decode'] = { ms, bestMs, weightBytes, macs, limitMs, ratio: ms / limitMs, pairLimitMs, pairRatio: ms / pairLimitMs };
+  result['decode'] = {
+    ms,
+    bestMs,
+    weightBytes,
+    macs,
+    limitMs,
+    ratio: ms / limitMs,
+    pairLimitMs,
+    pairRatio: ms / pairLimitMs,
+  };
 }
 if (values.only !== 'decode') {
-  const steps = matrices.slice(0, layer.length).flatMap(({ n, k, ...w }) => [quantizeStep(128, k), linearStep(128, n, k, w)]);
+  const steps = matrices
+    .slice(0, layer.length)
+    .flatMap(({ n, k, ...w }) => [quantizeStep(128, k), linearStep(128, n, k, w)]);
   const { ms, bestMs } = timed(steps);
   const layerMacs = layer.reduce((sum, [n, k]) => sum + n * k, 0) * 128;
-  result['prefill'] = { ms, bestMs, bestGMACps: layerMacs / bestMs / 1e6, GMACps: layerMacs / ms / 1e6, tokensPerSecond: 128000 / (ms * layers) };
+  result['prefill'] = {
+    ms,
+    bestMs,
+    bestGMACps: layerMacs / bestMs / 1e6,
+    GMACps: layerMacs / ms / 1e6,
+    tokensPerSecond: 128000 / (ms * layers),
+  };
 }
 result['probesAfter'] = probes();
 stdout.write(`${JSON.stringify(result, null, 2)}\n`);

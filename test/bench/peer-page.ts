@@ -1,0 +1,70 @@
+/** The page of the comparison in Chromium: what `fettle bench` has there, and wllama. Web APIs only. */
+import { Wllama } from '@wllama/wllama';
+import { benchPage } from '../../compiler/cli/bench-page.ts';
+import type { GenerationSpeed } from '../../compiler/cli/bench-row.ts';
+import type { MeasureSettings } from '../../compiler/cli/bench-session.ts';
+
+/** Figures of one wllama session. */
+export interface WllamaFigures {
+  readonly loadMs: number;
+  readonly cold: GenerationSpeed;
+  readonly steady: readonly GenerationSpeed[];
+  readonly threads: number;
+}
+
+/** What the page offers besides. */
+export interface PeerPage {
+  /** Loads a GGUF file from a URL and generates from prompts of one letter. */
+  wllama(
+    url: string,
+    options: { readonly threads: number; readonly contextLength: number },
+    settings: MeasureSettings,
+  ): Promise<WllamaFigures>;
+}
+
+const offered: PeerPage = {
+  async wllama(url, { threads, contextLength }, { promptTokens, tokens, repeat }) {
+    const startMs = performance.now();
+    const wllama = new Wllama({ default: '/wllama/wasm/wllama.wasm' }, { suppressNativeLog: true });
+    const file = await (await fetch(url)).blob();
+    await wllama.loadModel([file], {
+      n_ctx: contextLength,
+      n_threads: threads,
+      n_gpu_layers: 0,
+      n_parallel: 1,
+      // the cold generation is measured
+      warmup: false,
+    });
+    const loadMs = performance.now() - startMs;
+    const generate = async (letter: string): Promise<GenerationSpeed> => {
+      const { timings } = await wllama.createCompletion({
+        prompt: letter.repeat(promptTokens),
+        max_tokens: tokens,
+        temperature: 0,
+        ignore_eos: true,
+        stream: false,
+        cache_prompt: false,
+      } as Parameters<typeof wllama.createCompletion>[0] & { stream: false });
+      if (timings === undefined) throw new Error('wllama gave no timings.');
+      const { prompt_n, prompt_ms, predicted_n, predicted_ms } = timings;
+      if (prompt_n !== promptTokens || predicted_n !== tokens)
+        throw new Error(`wllama took ${prompt_n} tokens and gave ${predicted_n}.`);
+      return {
+        firstTokenMs: prompt_ms,
+        prefillTokensPerSecond: (prompt_n * 1000) / prompt_ms,
+        // its clock for these starts when the first token is there
+        decodeTokensPerSecond: ((predicted_n - 1) * 1000) / predicted_ms,
+      };
+    };
+    try {
+      const cold = await generate('a');
+      const steady = [];
+      for (let i = 0; i < repeat; i++) steady.push(await generate('bcdefgh'[i % 7] ?? 'b'));
+      return { loadMs, cold, steady, threads: wllama.getNumThreads() };
+    } finally {
+      await wllama.exit();
+    }
+  },
+};
+
+Object.assign(globalThis, { fettleBench: benchPage, peerPage: offered });
