@@ -22,6 +22,8 @@ import { inferModel } from './ir/infer.ts';
 import { verifyModel } from './ir/verify.ts';
 import type { LoweredModel } from './lower/ort.ts';
 import { lowerForOrt } from './lower/ort.ts';
+import type { EncodedPlan } from './lower/encode-plan.ts';
+import { lowerForWasm } from './lower/wasm.ts';
 import { pipelineFrom } from './passes.ts';
 import type { PassReport } from './passes/pass.ts';
 import type { Recipe } from './recipe.ts';
@@ -89,11 +91,12 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
     ...passOptions(options, `${target.id}-`),
     target,
   });
-  const { lowered, report } = lower(program, target);
+  const { lowered, report } = lower(program, request);
   reports.push(report);
-  const { memory, warnings } = memoryOf(program, request, lowered.sessionOptions);
+  const { memory, warnings } = memoryOf(program, request, lowered);
   const writer = new BundleWriter(options.files, output.folder, {
     program,
+    plan: lowered.plan,
     formats: lowered.formats,
     sessionOptions: lowered.sessionOptions,
     target,
@@ -131,13 +134,36 @@ async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltB
   };
 }
 
+/** A model in the form of its engine: the graph itself, or a plan. */
+interface Lowered extends Omit<LoweredModel, 'weightBytes'> {
+  readonly plan?: EncodedPlan;
+}
+
 /** Lowering, reported like a pass. */
 function lower(
   program: Model,
-  target: Target,
-): { readonly lowered: LoweredModel; readonly report: PassReport } {
+  { target, front, recipe }: BuildRequest,
+): { readonly lowered: Lowered; readonly report: PassReport } {
   const before = sizeOfModel(program);
   const start = performance.now();
+  if (target.engine === 'wasm') {
+    const plan = lowerForWasm(program, {
+      decoder: front.decoder,
+      threads: target.threads ?? 1,
+      ...(recipe.contextLength === undefined ? {} : { sequence: recipe.contextLength }),
+    });
+    const wallMs = performance.now() - start;
+    const changed = { pass: 'lower-wasm', changed: true, before, after: before, wallMs };
+    return {
+      lowered: { ...plan, plan, sessionOptions: {}, refusals: [] },
+      report: {
+        ...changed,
+        rewrites: {},
+        refusals: [],
+        notes: { steps: plan.layout.steps.length },
+      },
+    };
+  }
   const lowered = lowerForOrt(program, target);
   inferModel(program, { contradictions: 'warn' });
   verifyModel(program);
@@ -158,15 +184,18 @@ function lower(
 function memoryOf(
   program: Model,
   { front, target, recipe }: BuildRequest,
-  sessionOptions: Readonly<Record<string, unknown>>,
+  { plan, sessionOptions }: Lowered,
 ): { readonly memory: MemoryEstimate; readonly warnings: readonly string[] } {
-  const memory = estimateMemory(program, {
-    decoder: front.decoder,
-    foldsConstants: target.engine === 'ort',
-    foldsDequantize: JSON.stringify(sessionOptions).includes('"disable_quant_qdq":"1"'),
-  });
-  const { weights, arena, state, tokens } = memory.memory;
-  const needed = weights + arena + state;
+  const memory =
+    plan === undefined
+      ? estimateMemory(program, {
+          decoder: front.decoder,
+          foldsConstants: target.engine === 'ort',
+          foldsDequantize: JSON.stringify(sessionOptions).includes('"disable_quant_qdq":"1"'),
+        })
+      : { memory: plan.memory, assumed: new Map<string, number>() };
+  const { weights, arena, state, stack = 0, tokens } = memory.memory;
+  const needed = weights + arena + state + stack;
   const parts = `${formatBytes(weights)} weights, ${formatBytes(arena)} activations, ${formatBytes(state)} state`;
   if (recipe.maxMemory !== undefined && needed > recipe.maxMemory)
     throw new FettleError(
@@ -186,7 +215,7 @@ function memoryOf(
       `A session needs ${formatBytes(needed)}, more than the ${formatBytes(target.limits.memoryBytes.value)} of target "${target.id}".`,
     );
   const stored = sizeOfModel(program).weightBytes;
-  if (weights > 1.25 * stored)
+  if (plan === undefined && weights > 1.25 * stored)
     warnings.push(
       `onnxruntime-web unpacks the weights when it loads them: ${formatBytes(stored)} in the bundle become ${formatBytes(weights)} in memory.`,
     );
@@ -219,6 +248,7 @@ async function addCanaries(
   const canaries = await makeCanaries({
     program,
     decoder: front.decoder,
+    keepsCache: target.engine === 'ort',
     seed: recipe.seed,
     parameters: front.facts.parameters,
     folder: output.folder,

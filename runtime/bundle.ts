@@ -13,7 +13,6 @@ import type {
   FileSpec,
   Manifest,
   MemorySpec,
-  OnnxProgram,
   StateSpec,
   TensorSpec,
   TextSpec,
@@ -200,9 +199,11 @@ function weightSpec(item: Checked): WeightSpec {
   };
 }
 
-function readProgram(item: Checked, paths: ReadonlySet<string>): OnnxProgram {
+function readProgram(item: Checked, paths: ReadonlySet<string>): Manifest['program'] {
+  const kind = item.get('kind').oneOf(['onnx', 'plan']);
+  if (kind === 'plan') return { kind, file: listed(item.get('file'), paths) };
   return {
-    kind: item.get('kind').oneOf(['onnx']),
+    kind,
     file: listed(item.get('file'), paths),
     externalData: path(item.get('externalData')),
     provider: item.get('provider').oneOf(['wasm', 'webgpu']),
@@ -245,6 +246,7 @@ function readMemory(item: Checked): MemorySpec {
     weights: item.get('weights').integer(),
     arena: item.get('arena').integer(),
     state: item.get('state').integer(),
+    ...optional(item, 'stack', (bytes) => bytes.integer()),
     tokens: item.get('tokens').integer(),
     exact: item.get('exact').boolean(),
   };

@@ -2,14 +2,18 @@
 import type { Engine, EngineId } from './engine.ts';
 import { FettleError } from './errors.ts';
 import type { OrtOptions } from './ort/module.ts';
+import type { WasmOptions } from './wasm/engine.ts';
 
 /** Options of the engines, by engine. */
 export interface EngineOptions {
   /** For bundles that run on onnxruntime-web. */
   readonly ort?: OrtOptions;
+  /** For bundles that run on Fettle's own WASM kernels. */
+  readonly wasm?: WasmOptions;
 }
 
 const engines: Partial<Record<EngineId, (options: EngineOptions) => Promise<Engine>>> = {
+  wasm: async (options) => (await import('./wasm/engine.ts')).wasmEngine(options.wasm),
   ort: async (options) => (await import('./ort/engine.ts')).ortEngine(options.ort),
 };
 

@@ -120,6 +120,14 @@ export interface OnnxProgram {
   readonly sessionOptions: Readonly<Record<string, unknown>>;
 }
 
+/** A program of Fettle's own engines: a memory plan and the steps in it. */
+export interface PlanProgram {
+  /** Tells programs apart. */
+  readonly kind: 'plan';
+  /** Path of the plan, see `runtime/plan.ts`. */
+  readonly file: string;
+}
+
 /** Bytes a session needs, by class; sizes at batch 1 and the stated context. */
 export interface MemorySpec {
   /** Weights as the engine holds them, unpacked where it unpacks. */
@@ -128,6 +136,8 @@ export interface MemorySpec {
   readonly arena: number;
   /** KV cache and other state at `tokens`. */
   readonly state: number;
+  /** Everything else in the engine's memory: steps, working memory of threads. Planned engines only. */
+  readonly stack?: number;
   /** Context length the figures are for; 0 when the model keeps no state. */
   readonly tokens: number;
   /** Whether the figures are a plan (exact) or an estimate. */
@@ -173,7 +183,7 @@ export interface Manifest {
   /** How to use it with strings. */
   readonly text?: TextSpec;
   /** What the engine executes. */
-  readonly program: OnnxProgram;
+  readonly program: OnnxProgram | PlanProgram;
   /** The weight buffer. */
   readonly weights: {
     readonly bytes: number;

@@ -6,9 +6,18 @@ import { createHash } from 'node:crypto';
 import { openAsBlob, readFileSync, statSync } from 'node:fs';
 import { open, realpath } from 'node:fs/promises';
 import { join, resolve, sep } from 'node:path';
+import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
 
-import type { BundleSource, HostMemory, OpenOptions, Session, SourceLike } from './index.ts';
+import type {
+  BundleSource,
+  HostMemory,
+  OpenOptions,
+  Session,
+  SourceLike,
+  StartWorker,
+} from './index.ts';
 import { FettleError, missingFile, openBundle as openAnywhere } from './index.ts';
 import { sourceFrom } from './source.ts';
 
@@ -31,6 +40,7 @@ export async function openBundle(from: SourceLike, options: OpenOptions = {}): P
     ...options,
     // Its browser entries do not start in Node: they ask for modules that a bundle cannot reach.
     ort: { module: () => import('onnxruntime-web'), ...options.ort },
+    wasm: { startWorker, cores: availableParallelism(), ...options.wasm },
   });
 }
 
@@ -135,6 +145,26 @@ function streamOf(file: Awaited<ReturnType<typeof open>>): ReadableStream<Uint8A
     { highWaterMark: 0 },
   );
 }
+
+const workerPrelude = `
+const { parentPort, workerData } = require('node:worker_threads');
+const send = (message) => parentPort.postMessage(message);
+const receive = (callback) => callback(workerData);
+`;
+
+/** Starts a thread of the WASM engine with `node:worker_threads`. */
+export const startWorker: StartWorker = (source, task) => {
+  const worker = new Worker(workerPrelude + source, { eval: true, workerData: task });
+  // a session that nobody disposed must not keep the process alive
+  worker.unref();
+  const ready = new Promise<void>((fulfil, reject) => {
+    worker.on('error', reject);
+    worker.on('message', (message) =>
+      message === 'ready' ? fulfil() : reject(new Error(String(message))),
+    );
+  });
+  return { ready, terminate: () => void worker.terminate() };
+};
 
 /** Memory of this process: resident now and at its peak, in bytes. */
 export function processMemory(): HostMemory {

@@ -55,6 +55,8 @@ export interface Target {
   readonly weightFormats: readonly string[];
   /** Group sizes of quantized weights it runs. */
   readonly groupSizes: readonly number[];
+  /** Threads that working memory is planned for; only for engine `wasm`. Default 1. */
+  readonly threads?: number;
   /** How quantized weights are spelt. */
   readonly quantizedForm: QuantizedForm;
   /** Session options passed to onnxruntime-web; only for engine `ort`. */

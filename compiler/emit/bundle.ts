@@ -32,6 +32,7 @@ import { VERSION } from '../version.ts';
 import type { Canary } from './canaries.ts';
 import { encodeCanaries } from './canaries.ts';
 import { jsonBytes } from './json.ts';
+import type { EncodedPlan } from '../lower/encode-plan.ts';
 import type { WeightLayout } from './layout.ts';
 import { layoutWeights } from './layout.ts';
 import { slimGraph } from './slim.ts';
@@ -42,6 +43,7 @@ import { writeWeights } from './weights.ts';
 const EXTERNAL_DATA = 'weights.bin';
 
 const GRAPH_PATH = 'model.onnx';
+const PLAN_PATH = 'plan.bin';
 const MANIFEST_PATH = 'manifest.json';
 
 /** Sampling settings of a model that a runtime uses, by their Hugging Face names. */
@@ -58,6 +60,8 @@ const samplingFields = [
 export interface BundleContents {
   /** The lowered model; slimmed when it is written. */
   readonly program: Model;
+  /** The plan of an engine of our own; without it the bundle holds the graph. */
+  readonly plan?: EncodedPlan | undefined;
   /** Number format of a weight by its name, where it is not the dtype. */
   readonly formats: ReadonlyMap<string, string>;
   /** Session options for the engine. */
@@ -103,7 +107,7 @@ export class BundleWriter {
     this.files = files;
     this.folder = folder;
     this.contents = contents;
-    this.layout = layoutWeights(contents.program);
+    this.layout = contents.plan?.weights ?? layoutWeights(contents.program);
   }
 
   /** Bytes of all weight chunks, known before anything is written. */
@@ -118,17 +122,9 @@ export class BundleWriter {
 
   /** Writes graph, text files, weights and a manifest: a bundle that opens. */
   async write(control: WriteControl): Promise<void> {
-    const { program, target } = this.contents;
-    checkOpset(program, target);
-    slimGraph(program);
-    const graph = encodeModel(program, {
-      external: ({ weight }) => {
-        const offset = weight === undefined ? undefined : this.layout.offsets.get(weight);
-        if (weight === undefined || offset === undefined) return undefined;
-        return { location: EXTERNAL_DATA, offset, length: weight.byteLength };
-      },
-    });
-    this.add(GRAPH_PATH, graph);
+    const { plan } = this.contents;
+    if (plan === undefined) this.add(GRAPH_PATH, this.graph());
+    else this.add(PLAN_PATH, plan.bytes);
     this.text = this.writeText();
     const { files, notFinite } = await writeWeights(this.files, this.folder, this.layout, control);
     this.weightFiles = files;
@@ -157,6 +153,19 @@ export class BundleWriter {
     const sha256 = hashOf(manifest);
     const first = { path: MANIFEST_PATH, bytes: manifest.length, sha256 };
     return { entries: [first, ...this.sortedFiles(), ...this.weightFiles], sha256 };
+  }
+
+  private graph(): Uint8Array {
+    const { program, target } = this.contents;
+    checkOpset(program, target);
+    slimGraph(program);
+    return encodeModel(program, {
+      external: ({ weight }) => {
+        const offset = weight === undefined ? undefined : this.layout.offsets.get(weight);
+        if (weight === undefined || offset === undefined) return undefined;
+        return { location: EXTERNAL_DATA, offset, length: weight.byteLength };
+      },
+    });
   }
 
   private writeText(): TextSpec | undefined {
@@ -188,8 +197,8 @@ export class BundleWriter {
 
   private manifest(): Manifest {
     const { program, formats, sessionOptions, target, model, decoder } = this.contents;
-    const { memory, recipe, passes } = this.contents;
-    const { graph } = program;
+    const { memory, recipe, passes, plan } = this.contents;
+    const { inputs, outputs } = interfaceOf(program, plan);
     const onnx: OnnxProgram = {
       kind: 'onnx',
       file: GRAPH_PATH,
@@ -205,11 +214,14 @@ export class BundleWriter {
       engine: target.engine,
       model,
       features: target.features,
-      inputs: graph.inputs.map((value) => tensorSpec(value, 'input')),
-      outputs: graph.outputs.map((value) => tensorSpec(value, 'output')),
-      ...(decoder === undefined ? {} : { decoder }),
+      inputs: inputs.map((value) => tensorSpec(value, 'input')),
+      outputs: outputs.map((value) => tensorSpec(value, 'output')),
+      // an engine with a plan keeps the cache itself
+      ...(decoder === undefined
+        ? {}
+        : { decoder: plan === undefined ? decoder : { ...decoder, state: [] } }),
       ...(this.text === undefined ? {} : { text: this.text }),
-      program: onnx,
+      program: plan === undefined ? onnx : { kind: 'plan', file: PLAN_PATH },
       weights: {
         bytes: this.layout.bytes,
         files: this.weightFiles,
@@ -230,6 +242,21 @@ export class BundleWriter {
       warnings: this.warnings,
     };
   }
+}
+
+/** Inputs and outputs that a caller deals with. */
+function interfaceOf(
+  { graph }: Model,
+  plan: EncodedPlan | undefined,
+): { readonly inputs: readonly Value[]; readonly outputs: readonly Value[] } {
+  if (plan === undefined) return graph;
+  const { inputs, outputs } = plan.layout;
+  const isIn = (tensors: typeof inputs, { name }: Value): boolean =>
+    tensors.some((tensor) => tensor.name === name);
+  return {
+    inputs: graph.inputs.filter((value) => isIn(inputs, value)),
+    outputs: graph.outputs.filter((value) => isIn(outputs, value)),
+  };
 }
 
 function tensorSpec(value: Value, side: 'input' | 'output'): TensorSpec {

@@ -51,12 +51,22 @@ export interface WeightLayout {
  * @param model - what will be emitted
  */
 export function layoutWeights(model: Model): WeightLayout {
+  return placeWeights(
+    constantsInUseOrder(model).filter(
+      ({ weight }) => weight.byteLength >= INLINE_BYTES && weight.carried?.sparse === undefined,
+    ),
+  );
+}
+
+/** Lays out weights one after the other; a weight object that is listed twice is placed once. */
+export function placeWeights(
+  weights: readonly { readonly name: string; readonly weight: Weight }[],
+): WeightLayout {
   const placed: PlacedWeight[] = [];
   const offsets = new Map<Weight, number>();
   let end = 0;
-  for (const { name, weight } of constantsInUseOrder(model)) {
-    const inline = weight.byteLength < INLINE_BYTES || weight.carried?.sparse !== undefined;
-    if (inline || offsets.has(weight)) continue;
+  for (const { name, weight } of weights) {
+    if (offsets.has(weight)) continue;
     placed.push({ name, weight, offset: end });
     offsets.set(weight, end);
     end = align(end + weight.byteLength);

@@ -4,7 +4,7 @@
  */
 import type { Engine, EngineContext, Held, Loading, Program, RunResult } from '../engine.ts';
 import { FettleError, throwIfAborted } from '../errors.ts';
-import type { Manifest } from '../manifest.ts';
+import type { Manifest, OnnxProgram } from '../manifest.ts';
 import { Queue } from '../queue.ts';
 import type { Tensor } from '../tensor.ts';
 import type { OrtModule, OrtOptions, OrtProvider, OrtSession, OrtTensor } from './module.ts';
@@ -31,10 +31,11 @@ export function ortEngine(options: OrtOptions = {}): Engine {
 
 async function open(context: EngineContext, options: OrtOptions): Promise<Loading> {
   const { manifest, signal } = context;
-  const provider = options.provider ?? manifest.program.provider;
+  const program = graphProgram(manifest);
+  const provider = options.provider ?? program.provider;
   checkDTypes(manifest);
   if (provider === 'webgpu') await checkWebGpu();
-  const graph = await context.readFile(manifest.program.file);
+  const graph = await context.readFile(program.file);
   let weights: Uint8Array<ArrayBuffer> | undefined = allocate(manifest.weights.bytes);
   return {
     // A getter, so that this object does not keep the buffer alive after `start` let it go.
@@ -59,6 +60,19 @@ async function open(context: EngineContext, options: OrtOptions): Promise<Loadin
       weights = undefined;
     },
   };
+}
+
+/** The graph of a bundle for this engine. */
+function graphProgram({ program, target }: Manifest): OnnxProgram {
+  if (program.kind === 'onnx') return program;
+  throw new FettleError(
+    'ENGINE_UNAVAILABLE',
+    'onnxruntime-web needs a graph; the bundle has a plan.',
+    {
+      at: { engine: 'ort', target },
+      fix: 'Open it with the engine it was compiled for, or compile for ort-wasm.',
+    },
+  );
 }
 
 function checkDTypes({ inputs, outputs }: Manifest): void {
@@ -96,9 +110,11 @@ async function create(
   ort: OrtModule,
   graph: Uint8Array,
   weights: Uint8Array | undefined,
-  { program, decoder }: Manifest,
+  manifest: Manifest,
   provider: OrtProvider,
 ): Promise<OrtSession> {
+  const { decoder } = manifest;
+  const program = graphProgram(manifest);
   // On the GPU the cache stays in its buffers from call to call.
   const stay = provider === 'webgpu' ? (decoder?.state ?? []) : [];
   try {

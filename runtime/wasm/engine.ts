@@ -2,7 +2,15 @@
  * Engine `wasm`: a plan on Fettle's own kernels. Memory is made once, at the size that was planned;
  * weights are streamed to their place in it; every call is one call into WASM.
  */
-import type { Engine, EngineContext, Held, Loading, Program, RunResult, Sequence } from '../engine.ts';
+import type {
+  Engine,
+  EngineContext,
+  Held,
+  Loading,
+  Program,
+  RunResult,
+  Sequence,
+} from '../engine.ts';
 import { FettleError, throwIfAborted } from '../errors.ts';
 import type { Manifest } from '../manifest.ts';
 import type { Plan, PlanTensor } from '../plan.ts';
@@ -92,10 +100,14 @@ async function open(context: EngineContext, options: WasmOptions): Promise<Loadi
 async function readPlan({ manifest, readFile }: EngineContext): Promise<Plan> {
   const { program, weights, decoder } = manifest;
   if (program.kind !== 'plan')
-    throw new FettleError('ENGINE_UNAVAILABLE', 'The WASM engine needs a plan; the bundle has a graph.', {
-      at: { engine: 'wasm', target: manifest.target },
-      fix: 'Open it with the engine it was compiled for, or compile for wasm.',
-    });
+    throw new FettleError(
+      'ENGINE_UNAVAILABLE',
+      'The WASM engine needs a plan; the bundle has a graph.',
+      {
+        at: { engine: 'wasm', target: manifest.target },
+        fix: 'Open it with the engine it was compiled for, or compile for wasm.',
+      },
+    );
   const plan = decodePlan(await readFile(program.file), program.file);
   const { layout } = plan;
   const corrupt = (message: string): FettleError =>
@@ -147,11 +159,15 @@ function allocate(bytes: number, shared: boolean): WebAssembly.Memory {
   try {
     return new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
   } catch (cause) {
-    throw new FettleError('BUDGET_EXCEEDED', `Cannot allocate the ${bytes} bytes that were planned.`, {
-      at: { bytes },
-      fix: 'Dispose other sessions, or compile with smaller weights or a shorter context.',
-      cause,
-    });
+    throw new FettleError(
+      'BUDGET_EXCEEDED',
+      `Cannot allocate the ${bytes} bytes that were planned.`,
+      {
+        at: { bytes },
+        fix: 'Dispose other sessions, or compile with smaller weights or a shorter context.',
+        cause,
+      },
+    );
   }
 }
 
@@ -167,15 +183,15 @@ class PlanProgram implements WasmProgram {
     this.#plan = plan;
     this.#executor = executor;
     this.kernels = kernels;
-    // a model without a cache of its own hands out no sequences
-    if (manifest.decoder === undefined) this.sequence = undefined;
   }
 
   get threads(): number {
     return this.#executor.threads;
   }
 
-  sequence? = (): Sequence => this.#sequence();
+  sequence(): Sequence {
+    return this.#sequence();
+  }
 
   async run(feeds: Readonly<Record<string, Tensor | Held>>): Promise<RunResult> {
     const { decoder } = this.#manifest;
@@ -253,7 +269,10 @@ class PlanProgram implements WasmProgram {
         throw new FettleError(
           'USAGE',
           `Input "${name}" is [${feed.shape.join(', ')}]; the plan takes ${size[1] === 0 ? wanted : `1 to ${layout.context}`} at axis ${axis}.`,
-          { at: { input: name, axis }, fix: 'Change the input, or compile for this size with --shape.' },
+          {
+            at: { input: name, axis },
+            fix: 'Change the input, or compile for this size with --shape.',
+          },
         );
       }
     }

@@ -1,0 +1,244 @@
+/**
+ * Weight matrices in the order in which the WASM kernels read them. The layouts are specified in
+ * runtime/wasm/kernels/abi.ts ("weight formats"); this is their maths, tile by tile, so that a matrix
+ * is packed while it is written and never in memory twice.
+ *
+ *   codes [N, rowBytes] -> tiles of 16 rows: 4 inputs of each of 16 rows are 64 neighbouring codes
+ *   scales [N, groups]  -> [tile][group][16 rows]
+ */
+import { floatToHalf, fromHalfArray } from '../../runtime/half.ts';
+import * as abi from '../../runtime/wasm/kernels/abi.ts';
+import { packedRowBytes, unpackRow } from '../quant/pack.ts';
+import { Weight } from '../ir/weight.ts';
+
+/** Rows of a tile. */
+export const TILE_ROWS = 16;
+
+/** How integer codes are packed. */
+export interface CodePacking {
+  /** Output rows. */
+  readonly rows: number;
+  /** Inputs. */
+  readonly columns: number;
+  /** Bits of a code as it comes. */
+  readonly bits: number;
+  /** Weight format of the ABI. */
+  readonly format: number;
+  /** Inputs of a block: 16 or 32. */
+  readonly block: number;
+  /** Blocks that share a scale. */
+  readonly groupBlocks: number;
+}
+
+/** Bits that one code takes in a format. */
+const bitsOf: ReadonlyMap<number, number> = new Map([
+  [abi.W8, 8],
+  [abi.W4, 4],
+  [abi.C4, 4],
+  [abi.W3, 3],
+  [abi.W2, 2],
+]);
+
+/**
+ * How a matrix of `bits` with scales per `group` inputs is packed, or why it cannot be.
+ *
+ * @param group - inputs that share a scale; `columns` for one scale per row
+ */
+export function codePacking(
+  rows: number,
+  columns: number,
+  bits: number,
+  group: number,
+): CodePacking | string {
+  const channel = group >= columns;
+  if (!channel && group % 16 !== 0) return `groups of ${group} are no multiple of 16`;
+  const block = channel || group % 32 === 0 ? 32 : 16;
+  const blocks = Math.ceil(columns / block);
+  const groupBlocks = channel ? blocks : group / block;
+  const formats: Readonly<Record<number, number>> = {
+    8: abi.W8,
+    4: abi.W4,
+    // the layout of 3 bits has no blocks of 16
+    3: block === 32 ? abi.W3 : abi.W4,
+    2: abi.W2,
+  };
+  const format = formats[bits];
+  if (format === undefined) return `there is no layout for ${bits} bits`;
+  return { rows, columns, bits, format, block, groupBlocks };
+}
+
+/** Scales per row. */
+export function groupsOf({ columns, block, groupBlocks }: CodePacking): number {
+  return Math.ceil(Math.ceil(columns / block) / groupBlocks);
+}
+
+/** Bytes of the codes of one tile. */
+export function tileBytes({ columns, format, block }: CodePacking): number {
+  const padded = Math.ceil(columns / block) * block;
+  return (padded * TILE_ROWS * (bitsOf.get(format) ?? 8)) / 8;
+}
+
+/** The packed codes of a matrix, made when they are read. */
+export function packedCodes(codes: Weight, packing: CodePacking): Weight {
+  const tiles = Math.ceil(packing.rows / TILE_ROWS);
+  const bytes = tileBytes(packing);
+  return byTile(tiles, bytes, (tile, into) => packTile(codes, packing, tile, into));
+}
+
+/** Zero-point shift of a format that stores codes of fewer bits than it could. */
+function codeShift({ bits, format }: CodePacking): number {
+  return bits === 3 && format === abi.W4 ? 4 : 0;
+}
+
+function packTile(codes: Weight, packing: CodePacking, tile: number, into: Uint8Array): void {
+  const { rows, columns, bits, format, block } = packing;
+  const rowBytes = packedRowBytes(bits, columns);
+  const first = tile * TILE_ROWS;
+  const count = Math.min(TILE_ROWS, rows - first);
+  const stored = codes.bytes(first * rowBytes, count * rowBytes);
+  const loose = new Uint8Array(columns);
+  const shift = codeShift(packing);
+  const blockBytes = (block * TILE_ROWS * (bitsOf.get(format) ?? 8)) / 8;
+  for (let row = 0; row < count; row++) {
+    unpackRow(stored, bits, columns, loose, row * rowBytes);
+    const rowLane = (row >> 2) * 16 + (row & 3) * 4;
+    for (let k = 0; k < columns; k++) {
+      const base = Math.floor(k / block) * blockBytes;
+      const kb = k % block;
+      put(into, base, kb, rowLane + (kb & 3), (loose[k] ?? 0) + shift, format);
+    }
+  }
+}
+
+/** Sets one code; `lane` is its place among 16 rows x 4 inputs. */
+function put(
+  into: Uint8Array,
+  base: number,
+  kb: number,
+  lane: number,
+  code: number,
+  format: number,
+): void {
+  const or = (at: number, value: number): void => {
+    into[at] = (into[at] ?? 0) | value;
+  };
+  const four = kb >> 2;
+  if (format === abi.W8) or(base + four * 64 + lane, code);
+  else if (format === abi.W4 || format === abi.C4)
+    or(base + (kb >> 3) * 64 + lane, code << (4 * (four & 1)));
+  else {
+    or(base + (kb >> 4) * 64 + lane, (code & 3) << (2 * (four & 3)));
+    if (format === abi.W3) or(base + 128 + lane, (code >> 2) << four);
+  }
+}
+
+/**
+ * Scales in the order of the kernels; rows of padding get 0.
+ *
+ * @param scales - f16 [rows, groups]
+ */
+export function packedScales(scales: Weight, packing: CodePacking): Weight {
+  const groups = groupsOf(packing);
+  const tiles = Math.ceil(packing.rows / TILE_ROWS);
+  return byTile(tiles, groups * TILE_ROWS * 2, (tile, into) => {
+    const first = tile * TILE_ROWS;
+    const count = Math.min(TILE_ROWS, packing.rows - first);
+    const stored = scales.bytes(first * groups * 2, count * groups * 2);
+    for (let row = 0; row < count; row++)
+      for (let group = 0; group < groups; group++) {
+        const from = (row * groups + group) * 2;
+        const to = (group * TILE_ROWS + row) * 2;
+        into[to] = stored[from] ?? 0;
+        into[to + 1] = stored[from + 1] ?? 0;
+      }
+  });
+}
+
+/**
+ * Zero points in the order of the kernels, one byte each.
+ *
+ * @param zeros - packed as `quant/pack.ts` says, [rows, packedRowBytes(bits, groups)]
+ */
+export function packedZeros(zeros: Weight, packing: CodePacking): Weight {
+  const groups = groupsOf(packing);
+  const rowBytes = packedRowBytes(packing.bits, groups);
+  const tiles = Math.ceil(packing.rows / TILE_ROWS);
+  const shift = codeShift(packing);
+  return byTile(tiles, groups * TILE_ROWS, (tile, into) => {
+    const first = tile * TILE_ROWS;
+    const count = Math.min(TILE_ROWS, packing.rows - first);
+    const stored = zeros.bytes(first * rowBytes, count * rowBytes);
+    const loose = new Uint8Array(groups);
+    for (let row = 0; row < count; row++) {
+      unpackRow(stored, packing.bits, groups, loose, row * rowBytes);
+      for (let group = 0; group < groups; group++)
+        into[group * TILE_ROWS + row] = (loose[group] ?? 0) + shift;
+    }
+  });
+}
+
+/** A matrix of floats, 16 rows interleaved: [tile][k][16 rows]. */
+export interface FloatPacking {
+  /** Output rows. */
+  readonly rows: number;
+  /** Inputs. */
+  readonly columns: number;
+  /** Whether the source is stored [columns, rows]. */
+  readonly transposed: boolean;
+  /** Whether halves are stored. */
+  readonly half: boolean;
+}
+
+/** A float matrix in tiles, made when it is read. */
+export function packedFloats(
+  source: () => Float32Array,
+  { rows, columns, transposed, half }: FloatPacking,
+): Weight {
+  const tiles = Math.ceil(rows / TILE_ROWS);
+  const size = half ? 2 : 4;
+  let held: Float32Array | undefined;
+  return byTile(tiles, columns * TILE_ROWS * size, (tile, into) => {
+    // tiles are read in order: the source is held from the first to the last one
+    held ??= source();
+    const view = new DataView(into.buffer, into.byteOffset, into.byteLength);
+    const first = tile * TILE_ROWS;
+    const count = Math.min(TILE_ROWS, rows - first);
+    for (let k = 0; k < columns; k++)
+      for (let row = 0; row < count; row++) {
+        const at = transposed ? k * rows + first + row : (first + row) * columns + k;
+        const value = held[at] ?? 0;
+        const to = (k * TILE_ROWS + row) * size;
+        if (half) view.setUint16(to, floatToHalf(value), true);
+        else view.setFloat32(to, value, true);
+      }
+    if (tile === tiles - 1) held = undefined;
+  });
+}
+
+/** A constant as f32, whatever float, integer or bool it is stored as; made when it is read. */
+export function floatsOf(weight: Weight): Float32Array {
+  const { data } = weight.tensor();
+  if (data instanceof Float32Array) return data;
+  if (weight.dtype === 'f16') return fromHalfArray(data as Uint16Array);
+  if (weight.dtype === 'bf16') {
+    const bits = Uint32Array.from(data as Uint16Array, (pattern) => pattern << 16);
+    return new Float32Array(bits.buffer);
+  }
+  return Float32Array.from(data as ArrayLike<number | bigint>, Number);
+}
+
+/** A weight made of equal tiles, each computed when bytes of it are read. */
+function byTile(
+  tiles: number,
+  bytes: number,
+  fill: (tile: number, into: Uint8Array) => void,
+): Weight {
+  return Weight.lazy('u8', [tiles * bytes], (start, length) => {
+    const from = Math.floor(start / bytes);
+    const to = Math.ceil((start + length) / bytes);
+    const packed = new Uint8Array(Math.max(0, to - from) * bytes);
+    for (let tile = from; tile < to; tile++)
+      fill(tile, packed.subarray((tile - from) * bytes, (tile - from + 1) * bytes));
+    return packed.subarray(start - from * bytes, start - from * bytes + length);
+  });
+}

@@ -1,0 +1,315 @@
+/**
+ * Attention for the WASM engine: norms of heads, rotary embedding, the KV cache and the attention
+ * kernel, over q, k and v where the linear layers left them.
+ *
+ *   q [B, S, H*D] (or q, k, v packed in one row), k, v [B, S, KV*D]
+ *   NORM heads in place -> ROTARY in place -> APPEND k, v to [KV, context, D] -> ATTENTION
+ */
+import type { ParameterName } from '../../runtime/wasm/step.ts';
+import * as abi from '../../runtime/wasm/kernels/abi.ts';
+import type { Dim } from '../ir/dim.ts';
+import { addDims, multiplyDims } from '../ir/dim.ts';
+import type { Node, Value } from '../ir/graph.ts';
+import type { AttentionAttributes } from '../ops/fused-attention.ts';
+import { attentionInputs, readAttention } from '../ops/fused-attention.ts';
+import type { Address, Word } from './plan.ts';
+import { addressOf, P, shifted } from './plan.ts';
+import type { Lowering, Place } from './wasm-context.ts';
+import { f32, Unsupported } from './wasm-context.ts';
+import { broadcastTo } from './wasm-movement.ts';
+
+/** Heads in rows: `row` bytes from token to token. */
+interface Heads {
+  readonly at: Address;
+  readonly row: number;
+  readonly count: number;
+  readonly tokens: Dim;
+}
+
+/** Lowers fettle.Attention. */
+export function lowerAttention(lowering: Lowering, node: Node): void {
+  const attributes = readAttention(node);
+  const { heads, kvHeads, headSize } = attributes;
+  if (headSize % 4 !== 0 || headSize > 256)
+    throw new Unsupported(`heads of ${headSize} columns (multiples of 4 up to 256 have a kernel)`);
+  const input = (name: keyof typeof attentionInputs): Value | undefined =>
+    node.inputs[attentionInputs[name]];
+  const q = node.input(attentionInputs.q);
+  const [batch = 1, queries = 1] = lowering.shapeOf(q);
+  const rows = headRows(lowering, attributes, q, input('k'), input('v'));
+  turnHeads(lowering, node, attributes, rows, batch);
+  const past = input('pastKey');
+  const cached = past === undefined ? undefined : cacheOf(lowering, node, attributes, batch);
+  const keys = addDims(cached === undefined ? 0 : P, rows.k.tokens);
+  const [k, v] =
+    cached === undefined
+      ? [directly(rows.k, headSize), directly(rows.v, headSize)]
+      : [
+          append(lowering, rows.k, cached[0], headSize),
+          append(lowering, rows.v, cached[1], headSize),
+        ];
+  const y = lowering.output(node);
+  lowering.emit(
+    'ATTENTION',
+    {
+      Q: rows.q.at,
+      QTOKEN: rows.q.row,
+      QBATCH: multiplyDims(rows.q.row, queries),
+      K: k.at,
+      KTOKEN: k.token,
+      KHEAD: k.head,
+      KBATCH: k.batch,
+      V: v.at,
+      VTOKEN: v.token,
+      VHEAD: v.head,
+      VBATCH: v.batch,
+      KVTYPE: abi.TYPE_F32,
+      Y: y.address,
+      YTOKEN: heads * headSize * 4,
+      YBATCH: multiplyDims(heads * headSize * 4, queries),
+      BATCH: batch,
+      QUERIES: queries,
+      KEYS: keys,
+      HEADS: heads,
+      KVHEADS: kvHeads,
+      SIZE: headSize,
+      VSIZE: headSize,
+      SCALE: f32(attributes.scale),
+      CAUSAL: attributes.causal ? 1 : 0,
+      PAST: cached === undefined ? 0 : P,
+      WINDOW: attributes.window,
+      SOFTCAP: attributes.softcap === 0 ? 0 : f32(attributes.softcap),
+      ...maskWords(lowering, input('mask'), keys, batch),
+      ...biasWords(lowering, input('bias'), [batch, heads, queries, keys]),
+      SINKS: lowering.optional(input('sinks')),
+    },
+    {
+      why: cached === undefined ? 'keys and values where they are' : 'cache in f32 per head',
+      inPlace: [],
+    },
+  );
+}
+
+function headRows(
+  lowering: Lowering,
+  { heads, kvHeads, headSize }: AttentionAttributes,
+  q: Value,
+  k: Value | undefined,
+  v: Value | undefined,
+): { readonly q: Heads; readonly k: Heads; readonly v: Heads } {
+  const part = (value: Value, count: number): Heads => {
+    const place = lowering.floats(value);
+    return { at: place.address, row: count * headSize * 4, count, tokens: place.shape[1] ?? 1 };
+  };
+  if (k !== undefined && v !== undefined)
+    return { q: part(q, heads), k: part(k, kvHeads), v: part(v, kvHeads) };
+  const place = lowering.floats(q);
+  const row = (heads + 2 * kvHeads) * headSize * 4;
+  const packed = (from: number, count: number): Heads => ({
+    at: shifted(place.address, from * headSize * 4),
+    row,
+    count,
+    tokens: place.shape[1] ?? 1,
+  });
+  return { q: packed(0, heads), k: packed(heads, kvHeads), v: packed(heads + kvHeads, kvHeads) };
+}
+
+/** Norms and rotates q and k where they are; nothing else reads them. */
+function turnHeads(
+  lowering: Lowering,
+  node: Node,
+  { headSize, normEpsilon, rotaryDims, interleaved }: AttentionAttributes,
+  rows: { readonly q: Heads; readonly k: Heads },
+  batch: Dim,
+): void {
+  const input = (name: keyof typeof attentionInputs): Value | undefined =>
+    node.inputs[attentionInputs[name]];
+  const gains = [input('qGain'), input('kGain')] as const;
+  if (rotaryDims > 0 || gains[0] !== undefined || gains[1] !== undefined)
+    for (const name of ['q', 'k'] as const) checkOwned(node, input(name));
+  for (const [index, { at, row, count, tokens }] of [rows.q, rows.k].entries()) {
+    const gain = gains[index];
+    const all = multiplyDims(batch, tokens);
+    if (gain !== undefined)
+      lowering.emit(
+        'NORM',
+        {
+          X: at,
+          XROW: row,
+          Y: at,
+          YROW: row,
+          ROWS: all,
+          HEADS: count,
+          N: headSize,
+          KIND: 0,
+          EPSILON: f32(normEpsilon),
+          GAIN: lowering.floats(gain).address,
+          BIAS: 0,
+          SKIP: 0,
+          SKIPBIAS: 0,
+          SUM: 0,
+        },
+        { why: 'norm of each head, in place' },
+      );
+  }
+  if (rotaryDims === 0) return;
+  const [cos, sin] = [input('cos'), input('sin')];
+  if (cos === undefined || sin === undefined) throw new Unsupported('rotary tables are absent');
+  const tables = {
+    SIZE: headSize,
+    DIMS: rotaryDims,
+    INTERLEAVED: interleaved ? 1 : 0,
+    ...rotaryTables(lowering, cos, sin, input('positions')),
+    PAST: input('pastKey') === undefined ? 0 : P,
+  };
+  const { q, k } = rows;
+  // q and k of one packed row are neighbours: one step turns both
+  const joined = input('k') === undefined;
+  const parts = joined ? [{ ...q, count: q.count + k.count }] : [q, k];
+  for (const { at, row, count, tokens } of parts)
+    lowering.emit(
+      'ROTARY',
+      {
+        X: at,
+        XROW: row,
+        Y: at,
+        YROW: row,
+        ROWS: multiplyDims(batch, tokens),
+        HEADS: count,
+        SEQUENCE: tokens,
+        ...tables,
+      },
+      { why: joined ? 'q and k together, in place' : 'in place' },
+    );
+}
+
+/** Refuses to change a value in place that somebody else reads. */
+function checkOwned(node: Node, value: Value | undefined): void {
+  if (value === undefined) return;
+  const shared = value.users.size > 1 || value.isOutput || value.producer === undefined;
+  if (shared)
+    throw new Unsupported(`${node.describe()} turns "${value.name}" in place, which others read`);
+}
+
+/** Words of a rotary step about its tables and positions. */
+export function rotaryTables(
+  lowering: Lowering,
+  cos: Value,
+  sin: Value,
+  positions: Value | undefined,
+): Pick<
+  Record<ParameterName<'ROTARY'>, Word>,
+  'COS' | 'SIN' | 'TABLEROWS' | 'POSITIONS' | 'POSITIONTYPE'
+> {
+  return {
+    COS: lowering.floats(cos).address,
+    SIN: lowering.floats(sin).address,
+    TABLEROWS: lowering.shapeOf(cos)[0] ?? 1,
+    POSITIONS: positions === undefined ? 0 : lowering.ints(positions).address,
+    POSITIONTYPE: abi.TYPE_I32,
+  };
+}
+
+/** The caches of a node: [kvHeads, context, D] each. */
+function cacheOf(
+  lowering: Lowering,
+  node: Node,
+  { kvHeads, headSize }: AttentionAttributes,
+  batch: Dim,
+): readonly [Address, Address] {
+  if (batch !== 1) throw new Unsupported(`a KV cache of ${batch} sequences`);
+  const bytes = kvHeads * lowering.sizes.context * headSize * 4;
+  const { pastKey, pastValue } = attentionInputs;
+  return [cache(lowering, node, pastKey, 1, bytes), cache(lowering, node, pastValue, 2, bytes)];
+}
+
+function cache(
+  lowering: Lowering,
+  node: Node,
+  index: number,
+  present: number,
+  bytes: number,
+): Address {
+  const past = node.input(index);
+  const output = lowering.caches.get(past.name);
+  const made = node.outputs[present];
+  if (output === undefined || made === undefined || output !== made.name)
+    throw new Unsupported(`"${past.name}" is no cache whose next state is "${made?.name}"`);
+  return addressOf(lowering.cache(past.name, bytes));
+}
+
+interface Keys {
+  readonly at: Address;
+  readonly token: Dim;
+  readonly head: Dim;
+  readonly batch: Dim;
+}
+
+function directly({ at, row, tokens }: Heads, headSize: number): Keys {
+  return { at, token: row, head: headSize * 4, batch: multiplyDims(row, tokens) };
+}
+
+/** Writes new rows behind the cached ones. */
+function append(lowering: Lowering, rows: Heads, to: Address, headSize: number): Keys {
+  const head = lowering.sizes.context * headSize * 4;
+  lowering.emit(
+    'APPEND',
+    {
+      X: rows.at,
+      XTOKEN: rows.row,
+      XBATCH: 0,
+      Y: to,
+      YTOKEN: headSize * 4,
+      YHEAD: head,
+      YBATCH: 0,
+      BATCH: 1,
+      TOKENS: rows.tokens,
+      HEADS: rows.count,
+      SIZE: headSize,
+      TYPE: abi.TYPE_F32,
+      POSITION: P,
+    },
+    { why: 'new rows of the cache' },
+  );
+  return { at: to, token: headSize * 4, head, batch: 0 };
+}
+
+function maskWords(
+  lowering: Lowering,
+  mask: Value | undefined,
+  keys: Dim,
+  batch: Dim,
+): { readonly MASK: Word; readonly MASKTYPE: number; readonly MASKROW: Word } {
+  if (mask === undefined) return { MASK: 0, MASKTYPE: abi.TYPE_I32, MASKROW: 0 };
+  const place = lowering.ints(mask);
+  const [rows] = place.shape;
+  return {
+    MASK: place.address,
+    MASKTYPE: abi.TYPE_I32,
+    MASKROW: rows === 1 && batch !== 1 ? 0 : multiplyDims(4, keys),
+  };
+}
+
+function biasWords(
+  lowering: Lowering,
+  bias: Value | undefined,
+  [batch, heads, queries, keys]: readonly [Dim, Dim, Dim, Dim],
+): Record<'BIAS' | 'BIASBATCH' | 'BIASHEAD' | 'BIASQUERY', Word> {
+  if (bias === undefined) return { BIAS: 0, BIASBATCH: 0, BIASHEAD: 0, BIASQUERY: 0 };
+  let place: Place = lowering.floats(bias);
+  let shape = [...Array.from({ length: 4 - place.shape.length }, () => 1), ...place.shape];
+  // the kernel reads keys one after the other
+  if (shape[3] !== keys) {
+    const wanted = [...shape.slice(0, 3), keys];
+    place = broadcastTo(lowering, { ...place, shape }, wanted);
+    shape = wanted;
+  }
+  const bytes = (axis: number, full: Dim): Dim =>
+    shape[axis] === 1 && full !== 1 ? 0 : multiplyDims(4, ...shape.slice(axis + 1));
+  return {
+    BIAS: place.address,
+    BIASBATCH: bytes(0, batch),
+    BIASHEAD: bytes(1, heads),
+    BIASQUERY: bytes(2, queries),
+  };
+}

@@ -1,0 +1,446 @@
+/**
+ * Matrix products for the WASM engine: which kernel multiplies, in which weight format, and what is
+ * done to the product on the way out.
+ *
+ *   codes behind fettle.Dequantize   QUANTIZE x once, LINEAR (int8 activations per block)
+ *   f32 or f16 constant              DENSE over tiles of 16 rows
+ *   computed matrix                  MATMUL, then an expression
+ */
+import * as abi from '../../runtime/wasm/kernels/abi.ts';
+import type { Dim } from '../ir/dim.ts';
+import { multiplyDims } from '../ir/dim.ts';
+import type { Node, Value } from '../ir/graph.ts';
+import { isDequantize, readDequantize } from '../ops/quantized.ts';
+import { dequantizeMatrix } from '../quant/matrix.ts';
+import { integerFormat } from '../quant/formats.ts';
+import type { CodeBits } from '../quant/formats.ts';
+import type { CodePacking } from './pack-weights.ts';
+import {
+  codePacking,
+  floatsOf,
+  packedCodes,
+  packedFloats,
+  packedScales,
+  packedZeros,
+} from './pack-weights.ts';
+import type { Address, Step, Word } from './plan.ts';
+import { addressOf } from './plan.ts';
+import type { Lowering, Place } from './wasm-context.ts';
+import { f32, rowsOf, Unsupported } from './wasm-context.ts';
+
+/** A constant matrix in a kernel's layout. */
+export type PackedMatrix =
+  | {
+      readonly kind: 'integer';
+      readonly packing: CodePacking;
+      readonly n: number;
+      readonly k: number;
+      readonly codes: Address;
+      readonly scales: Address;
+      readonly zeros: Word;
+    }
+  | {
+      readonly kind: 'float';
+      readonly n: number;
+      readonly k: number;
+      readonly format: number;
+      readonly codes: Address;
+    };
+
+/** Where a matrix comes from: the constant behind casts and transposes, or codes. */
+interface MatrixSource {
+  readonly value: Value;
+  readonly dequantize: Node | undefined;
+  readonly transposed: boolean;
+}
+
+/** What happens to a product. */
+export interface Epilogue {
+  readonly bias?: Value | undefined;
+  readonly activation?: number;
+  readonly alpha?: number;
+  readonly beta?: number;
+  readonly residual?: Value | undefined;
+}
+
+/** Follows a value to the constant it is made from. */
+function sourceOf(value: Value): MatrixSource | undefined {
+  if (value.weight !== undefined) return { value, dequantize: undefined, transposed: false };
+  const { producer } = value;
+  if (producer === undefined) return undefined;
+  const isCodes: boolean = isDequantize(producer);
+  if (isCodes) return { value, dequantize: producer, transposed: false };
+  const [input] = producer.inputs;
+  if (producer.domain !== '' || input === undefined) return undefined;
+  if (producer.op === 'Cast' || producer.op === 'Identity') return sourceOf(input);
+  const perm = producer.ints('perm');
+  if (producer.op !== 'Transpose' || input.shape?.length !== 2) return undefined;
+  if (perm !== undefined && perm[0] !== 1) return sourceOf(input);
+  const source = sourceOf(input);
+  return source === undefined ? undefined : { ...source, transposed: !source.transposed };
+}
+
+/** Whether a value is a constant, however it is stored. */
+export function isConstantMatrix(value: Value | undefined): boolean {
+  return value !== undefined && value.shape?.length === 2 && sourceOf(value) !== undefined;
+}
+
+/** Name of a float matrix with its rows, to find out whether a table is also a head. */
+function floatKey(lowering: Lowering, source: MatrixSource, rowsFirst: boolean): string {
+  const weight = source.value.weight;
+  return `${weight === undefined ? 0 : lowering.idOf(weight)} ${rowsFirst !== source.transposed}`;
+}
+
+/** Matrices that linear layers read with these rows, so that a table can share their storage. */
+export function headTables(lowering: Lowering, nodes: readonly Node[]): ReadonlySet<string> {
+  const keys = new Set<string>();
+  for (const node of nodes) {
+    const linear = node.domain === 'fettle' && node.op === 'Linear';
+    const gemm = node.domain === '' && node.op === 'Gemm';
+    if (!linear && !gemm && node.op !== 'MatMul') continue;
+    const weight = node.inputs[1];
+    const source = weight === undefined ? undefined : sourceOf(weight);
+    if (source === undefined || source.dequantize !== undefined) continue;
+    const turned = linear ? node.int('transposed', 0) : gemm ? node.int('transB', 0) : 0;
+    keys.add(floatKey(lowering, source, turned === 1));
+  }
+  return keys;
+}
+
+/**
+ * A constant matrix in the layout of the kernels.
+ *
+ * @param rowsFirst - whether the value reads [N, K]; else [K, N]
+ * @returns undefined when it is no constant
+ */
+export function packMatrix(
+  lowering: Lowering,
+  value: Value,
+  rowsFirst: boolean,
+): PackedMatrix | undefined {
+  const source = sourceOf(value);
+  if (source === undefined || value.shape?.length !== 2) return undefined;
+  const [first, second] = value.shape as readonly number[];
+  const [n = 0, k = 0] = rowsFirst ? [first, second] : [second, first];
+  if (source.dequantize !== undefined) {
+    // as the Dequantize node gives it, codes are [N, K] when it does not transpose
+    const codesFirst = !readDequantize(source.dequantize).transposed;
+    if ((rowsFirst !== source.transposed) === codesFirst) {
+      const packed = packIntegers(lowering, source.dequantize);
+      if (packed !== undefined) return packed;
+    }
+    return unpacked(lowering, source, n, k, rowsFirst);
+  }
+  const { weight } = source.value;
+  if (weight === undefined) return undefined;
+  const half = weight.dtype === 'f16';
+  const key = `tiles ${floatKey(lowering, source, rowsFirst)}`;
+  const buffer = lowering.weight(key, source.value.name, () => ({
+    weight: packedFloats(() => floatsOf(weight), {
+      rows: n,
+      columns: k,
+      transposed: rowsFirst === source.transposed,
+      half,
+    }),
+    format: half ? 'f16' : 'f32',
+  }));
+  return { kind: 'float', n, k, format: half ? abi.F16 : abi.F32, codes: addressOf(buffer) };
+}
+
+function packIntegers(lowering: Lowering, node: Node): PackedMatrix | undefined {
+  const [codes, scales, zeros] = node.inputs;
+  const { bits, group, columns } = readDequantize(node);
+  if (codes?.weight === undefined || scales?.weight === undefined) return undefined;
+  const rows = codes.weight.shape[0] ?? 0;
+  const packing = codePacking(rows, columns, bits, group);
+  if (typeof packing === 'string') {
+    lowering.warnings.push(`"${codes.name}" is stored as f16: ${packing}.`);
+    return undefined;
+  }
+  const size = group >= columns ? 'channel' : group;
+  const format = integerFormat(bits as CodeBits, size, zeros === undefined).name;
+  const part = (
+    value: Value,
+    make: (from: NonNullable<Value['weight']>) => NonNullable<Value['weight']>,
+  ): Address => {
+    const { weight } = value;
+    if (weight === undefined) throw new Unsupported(`"${value.name}" is no constant`);
+    const key = `packed ${lowering.idOf(weight)} ${columns} ${bits} ${group}`;
+    return addressOf(lowering.weight(key, value.name, () => ({ weight: make(weight), format })));
+  };
+  return {
+    kind: 'integer',
+    packing,
+    n: rows,
+    k: columns,
+    codes: part(codes, (weight) => packedCodes(weight, packing)),
+    scales: part(scales, (weight) => packedScales(weight, packing)),
+    zeros: zeros === undefined ? 0 : part(zeros, (weight) => packedZeros(weight, packing)),
+  };
+}
+
+/** Codes in a form that no kernel multiplies: stored as halves. */
+function unpacked(
+  lowering: Lowering,
+  source: MatrixSource,
+  n: number,
+  k: number,
+  rowsFirst: boolean,
+): PackedMatrix {
+  const node = source.dequantize;
+  if (node === undefined) throw new Unsupported('a matrix is no constant');
+  const key = `halves ${lowering.idOf(node)} ${rowsFirst !== source.transposed}`;
+  const buffer = lowering.weight(key, node.input(0).name, () => ({
+    weight: packedFloats(() => dequantized(node), {
+      rows: n,
+      columns: k,
+      transposed: rowsFirst === source.transposed,
+      half: true,
+    }),
+    format: 'f16',
+  }));
+  return { kind: 'float', n, k, format: abi.F16, codes: addressOf(buffer) };
+}
+
+/** The values of a Dequantize node, in the orientation of its output. */
+export function dequantized(node: Node): Float32Array {
+  const { bits, group, columns, transposed } = readDequantize(node);
+  const [codes, scales, zeros] = node.inputs.map((input) => input?.constant());
+  if (codes === undefined || scales === undefined)
+    throw new Unsupported(`${node.describe()} has codes that are no constants`);
+  return dequantizeMatrix(
+    {
+      rows: codes.shape[0] ?? 0,
+      columns,
+      bits,
+      group,
+      codes: codes.data as Uint8Array<ArrayBuffer>,
+      scales: scales.data as Uint16Array<ArrayBuffer>,
+      zeros: zeros?.data as Uint8Array<ArrayBuffer> | undefined,
+    },
+    transposed,
+  );
+}
+
+/** Parameters of an epilogue that LINEAR and DENSE share. */
+function epilogueWords(
+  lowering: Lowering,
+  epilogue: Epilogue,
+  columns: number,
+): {
+  readonly BIAS: Word;
+  readonly ACTIVATION: number;
+  readonly ALPHA: number;
+  readonly BETA: number;
+  readonly RESIDUAL: Word;
+  readonly RESIDUALROW: number;
+} {
+  const { bias, activation = abi.ACT_NONE, alpha = 0, beta = 0, residual } = epilogue;
+  return {
+    BIAS: lowering.optional(bias),
+    ACTIVATION: activation,
+    ALPHA: f32(alpha),
+    BETA: f32(beta),
+    RESIDUAL: lowering.optional(residual),
+    RESIDUALROW: columns * 4,
+  };
+}
+
+const quantizedRows = new WeakMap<Lowering, Map<string, { place: Address; step: Step }>>();
+
+/** x as int8 records, made once for all matrices that read it with the same blocks. */
+function quantize(lowering: Lowering, x: Place, { block, format }: CodePacking): Address {
+  let made = quantizedRows.get(lowering);
+  if (made === undefined) quantizedRows.set(lowering, (made = new Map()));
+  const [rows, columns] = rowsOf(x.shape);
+  const k = lowering.fixed(columns, 'the size of a row');
+  const { buffer, offset } = x.address;
+  const key = `${lowering.segment} ${lowering.idOf(buffer)} ${offset} ${k} ${block}`;
+  const form = format === abi.W8 || format === abi.C4 ? 2 : 1;
+  const known = made.get(key);
+  const formsAt = abi.QUANTIZE_FORMS - 2;
+  if (known !== undefined) {
+    known.step.words[formsAt] = (known.step.words[formsAt] as number) | form;
+    return known.place;
+  }
+  const blocks = Math.ceil(k / block);
+  const bytes = multiplyDims(rows, blocks * (3 * block + 8));
+  const place = addressOf(lowering.arena(`${buffer.name} as int8`, bytes));
+  const step = lowering.emit(
+    'QUANTIZE',
+    { X: x.address, XROW: k * 4, Y: place, ROWS: rows, K: k, BLOCK: block, FORMS: form },
+    { why: `int8 activations, one scale per ${block}` },
+  );
+  made.set(key, { place, step });
+  return place;
+}
+
+/** Rows that a matrix product computes. */
+function emitProduct(
+  lowering: Lowering,
+  x: Place,
+  matrices: readonly [PackedMatrix, PackedMatrix?],
+  epilogue: Epilogue,
+  secondBias: Value | undefined,
+  y: Place,
+): void {
+  const [matrix, second] = matrices;
+  const [rows] = rowsOf(x.shape);
+  const { n, k } = matrix;
+  const words = epilogueWords(lowering, epilogue, n);
+  const residual = epilogue.residual;
+  const inPlace = residual === undefined ? [] : ([[y, lowering.floats(residual)]] as const);
+  if (matrix.kind === 'integer') {
+    const { packing } = matrix;
+    const other = second?.kind === 'integer' ? second : undefined;
+    const records = quantize(lowering, x, packing);
+    lowering.emit(
+      'LINEAR',
+      {
+        X: records,
+        Y: y.address,
+        YROW: n * 4,
+        ROWS: rows,
+        K: k,
+        N: n,
+        FORMAT: packing.format,
+        BLOCK: packing.block,
+        GROUPBLOCKS: packing.groupBlocks,
+        W: matrix.codes,
+        SCALES: matrix.scales,
+        ZEROS: matrix.zeros,
+        CODEBOOK: 0,
+        ...words,
+        W2: other?.codes ?? 0,
+        SCALES2: other?.scales ?? 0,
+        ZEROS2: other?.zeros ?? 0,
+        CODEBOOK2: 0,
+        BIAS2: lowering.optional(secondBias),
+      },
+      { why: `${matrix.codes.buffer.format}: packed codes x int8 activations`, inPlace },
+    );
+    return;
+  }
+  lowering.emit(
+    'DENSE',
+    {
+      X: x.address,
+      XROW: k * 4,
+      Y: y.address,
+      YROW: n * 4,
+      ROWS: rows,
+      K: k,
+      N: n,
+      FORMAT: matrix.format,
+      W: matrix.codes,
+      ...words,
+      W2: second?.codes ?? 0,
+      BIAS2: lowering.optional(secondBias),
+    },
+    { why: `${matrix.codes.buffer.format} weights x f32 activations`, inPlace },
+  );
+}
+
+/** Multiplies by a constant matrix into a place. */
+export function lowerProduct(
+  lowering: Lowering,
+  x: Value,
+  matrix: PackedMatrix,
+  epilogue: Epilogue,
+  y: Place,
+): void {
+  emitProduct(lowering, lowering.floats(x), [matrix], epilogue, undefined, y);
+}
+
+/** Whether two matrices can be read by one gated step. */
+export function sameLayout(a: PackedMatrix, b: PackedMatrix): boolean {
+  if (a.n !== b.n || a.k !== b.k) return false;
+  if (a.kind === 'float' || b.kind === 'float')
+    return a.kind === 'float' && b.kind === 'float' && a.format === b.format;
+  const [p, q] = [a.packing, b.packing];
+  return p.format === q.format && p.block === q.block && p.groupBlocks === q.groupBlocks;
+}
+
+/** act(x·gate + gateBias) * (x·up + upBias) in one step. */
+export function lowerGated(
+  lowering: Lowering,
+  x: Value,
+  matrices: readonly [gate: PackedMatrix, up: PackedMatrix],
+  biases: readonly [Value | undefined, Value | undefined],
+  activation: Pick<Epilogue, 'activation' | 'alpha' | 'beta'>,
+  y: Place,
+): void {
+  emitProduct(
+    lowering,
+    lowering.floats(x),
+    matrices,
+    { ...activation, bias: biases[0] },
+    biases[1],
+    y,
+  );
+}
+
+/** Rows of a table: from packed codes or tiles where a head reads them too, else from plain rows. */
+export function lowerEmbedding(
+  lowering: Lowering,
+  table: Value,
+  ids: Place,
+  y: Place,
+  heads: ReadonlySet<string>,
+): boolean {
+  const source = sourceOf(table);
+  if (source === undefined || table.shape?.length !== 2) return false;
+  const [rows = 0, columns = 0] = table.shape as readonly number[];
+  const shared = {
+    IDS: ids.address,
+    IDTYPE: abi.TYPE_I32,
+    Y: y.address,
+    ROWS: multiplyDims(...ids.shape) as Dim,
+    K: columns,
+    N: rows,
+    MULTIPLY: f32(1),
+  };
+  const isShared = source.dequantize !== undefined || heads.has(floatKey(lowering, source, true));
+  if (isShared) {
+    const matrix = packMatrix(lowering, table, true);
+    if (matrix === undefined) return false;
+    const integer = matrix.kind === 'integer' ? matrix : undefined;
+    lowering.emit(
+      'EMBED',
+      {
+        ...shared,
+        FORMAT: integer?.packing.format ?? (matrix.kind === 'float' ? matrix.format : abi.F32),
+        BLOCK: integer?.packing.block ?? 32,
+        GROUPBLOCKS: integer?.packing.groupBlocks ?? 1,
+        W: matrix.codes,
+        SCALES: integer?.scales ?? 0,
+        ZEROS: integer?.zeros ?? 0,
+        CODEBOOK: 0,
+      },
+      { why: `${matrix.codes.buffer.format} table` },
+    );
+    return true;
+  }
+  const { weight } = source.value;
+  if (weight === undefined || source.transposed) return false;
+  const half = weight.dtype === 'f16';
+  const key = `rows ${lowering.idOf(weight)}`;
+  const buffer = half
+    ? lowering.weight(key, source.value.name, () => ({ weight }))
+    : lowering.floats(source.value).address.buffer;
+  lowering.emit(
+    'EMBED',
+    {
+      ...shared,
+      FORMAT: half ? abi.PLAIN16 : abi.PLAIN32,
+      BLOCK: 32,
+      GROUPBLOCKS: 1,
+      W: addressOf(buffer),
+      SCALES: 0,
+      ZEROS: 0,
+      CODEBOOK: 0,
+    },
+    { why: 'a table that no linear layer shares' },
+  );
+  return true;
+}

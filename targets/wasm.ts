@@ -1,0 +1,24 @@
+/** Fettle's own kernels on WebAssembly, one thread: language models, encoders and vision models. */
+import type { Target } from './target.ts';
+import { ortWasm } from './ort-wasm.ts';
+
+/**
+ * The default. Weights are multiplied from their packed codes; every byte of memory is planned. Runs on
+ * plain SIMD128 and uses relaxed SIMD where it computes what the kernels rely on.
+ */
+export const wasm: Target = {
+  id: 'wasm',
+  summary: 'own kernels on WebAssembly, one thread: the smallest and fastest, in browsers and Node',
+  engine: 'wasm',
+  hosts: ['node', 'browser'],
+  features: ['simd'],
+  limits: {
+    memoryBytes: ortWasm.limits.memoryBytes,
+    bufferBytes: ortWasm.limits.bufferBytes,
+  },
+  weightFormats: ['w4', 'w8', 'f16', 'f32', 'w3', 'w2'],
+  // multiples of the kernels' blocks
+  groupSizes: [32, 64, 128, 16],
+  quantizedForm: 'native',
+  pipeline: ortWasm.pipeline,
+};
