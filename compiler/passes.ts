@@ -12,7 +12,9 @@ import { eliminateIdentity } from './passes/eliminate-identity.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
 import { foldNormGains } from './passes/fold-norm-gains.ts';
 import { foldScalars } from './passes/fold-scalars.ts';
+import { fuse, fuseRounds } from './passes/fuse.ts';
 import { fuseActivation } from './passes/fuse-activation.ts';
+import { fuseAttention } from './passes/fuse-attention.ts';
 import { fuseConv } from './passes/fuse-conv.ts';
 import { fuseExpression } from './passes/fuse-expression.ts';
 import { fuseGatedMlp } from './passes/fuse-gated-mlp.ts';
@@ -50,6 +52,7 @@ export const passes: readonly PassEntry[] = [
     foldScalars,
   ),
   passEntry('Recognises an activation that is spread over several nodes.', {}, fuseActivation),
+  passEntry('Makes one op of attention, from its heads to its cache.', {}, fuseAttention),
   passEntry('Puts activations and residual sums behind a convolution into it.', {}, fuseConv),
   passEntry('Makes one pass over memory of elementwise ops in a row.', {}, fuseExpression),
   passEntry('Makes one op of the two products of a gated feed-forward layer.', {}, fuseGatedMlp),
@@ -76,6 +79,7 @@ export const passes: readonly PassEntry[] = [
 /** Sequences a pipeline can ask for by one name. */
 const groups: Readonly<Record<string, { steps: readonly PipelineStep[]; rounds: number }>> = {
   'clean-up': { steps: cleanUp, rounds: cleanUpRounds },
+  fuse: { steps: fuse, rounds: fuseRounds },
 };
 
 /** The entry of a pass, or undefined when there is none of that name. */

@@ -26,6 +26,8 @@ import type {
 export interface RunPassesOptions {
   /** What is being compiled for. Default: nothing in particular. */
   readonly target?: Target;
+  /** Most tokens the model will see. Default: not known. */
+  readonly contextLength?: number;
   /** Receives messages. Default: nobody. */
   readonly log?: Log;
   /** Hears how far the run is. */
@@ -104,6 +106,7 @@ class Run {
     const tally = new Tally(pass.name);
     const context: PassContext = {
       target: options.target,
+      contextLength: options.contextLength,
       rewriter,
       log: options.log ?? silent,
       progress: options.progress ?? ((): void => {}),

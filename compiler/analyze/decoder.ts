@@ -15,6 +15,7 @@ import { dtypes } from '../../runtime/tensor.ts';
 import type { Shape } from '../ir/dim.ts';
 import { dimToText } from '../ir/dim.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
+import { attentionInputs, isFusedAttention } from '../ops/fused-attention.ts';
 import type { ModelConfig } from './config.ts';
 import { contextLengthOf, endIdsOf, startIdOf } from './config.ts';
 
@@ -36,6 +37,7 @@ const cacheSlots: Readonly<Record<string, Readonly<Record<number, readonly [numb
   'com.microsoft.Attention': { 1: [4, 3] },
   'com.microsoft.MultiHeadAttention': { 1: [6, 2], 2: [7, 2] },
   'com.microsoft.GroupQueryAttention': { 1: [3, 2], 2: [4, 2] },
+  'fettle.Attention': { 1: [3, 2], 2: [4, 2] },
 };
 
 /** Scalar inputs whose value follows from the bookkeeping. */
@@ -107,7 +109,11 @@ export function analyzeDecoder(model: Model, config: ModelConfig = {}): DecoderA
       ...(roles.flags.length === 0 ? {} : { flags: roles.flags }),
       logits: logits.value.name,
       vocabulary: logits.vocabulary,
-      contextLength: contextLengthOf(config, positionTables(roles.positions), warnings),
+      contextLength: contextLengthOf(
+        config,
+        [...positionTables(roles.positions), ...rotaryTables(model)],
+        warnings,
+      ),
       state,
       endIds: endIdsOf(config, warnings),
       ...(startId === undefined ? {} : { startId }),
@@ -289,6 +295,16 @@ function growingAxis(before: Shape, after: Shape): number | undefined {
 function positionTables(positions: Value | undefined): readonly number[] {
   const rows = positions === undefined ? [] : tablesIndexedBy(positions);
   return rows.flatMap(({ shape }) => (typeof shape?.[0] === 'number' ? [shape[0]] : []));
+}
+
+/** Tables of positions inside fused attention, whose rows bound the context too. */
+function rotaryTables(model: Model): readonly number[] {
+  const rows = new Set<number>();
+  for (const node of model.graph.nodes()) {
+    const table = isFusedAttention(node) ? node.inputs[attentionInputs.cos] : undefined;
+    if (typeof table?.shape?.[0] === 'number') rows.add(table.shape[0]);
+  }
+  return [...rows];
 }
 
 /** Words that say past or present and nothing about which layer and half. */

@@ -134,6 +134,15 @@ export class Rewriter {
     return value;
   }
 
+  /** Takes away an input of the main graph that nothing uses. */
+  removeInput(value: Value): void {
+    const { inputs } = this.model.graph;
+    const index = inputs.indexOf(value);
+    assert(index >= 0 && value.useCount === 0, `input "${value.name}" is used, or is none`);
+    inputs.splice(index, 1);
+    this.changes++;
+  }
+
   /** Makes a value of the main graph its last output under a new public name. */
   graphOutput(name: string, value: Value): void {
     assert(this.model.claimName(name), `the name "${name}" is taken`);

@@ -33,6 +33,8 @@ export interface Refusal {
 export interface PassContext {
   /** What is being compiled for; undefined when only cleaning up. */
   readonly target: Target | undefined;
+  /** Most tokens the model will see, when the files beside it say so. */
+  readonly contextLength: number | undefined;
   /** The only way to edit. */
   readonly rewriter: Rewriter;
   /** Messages. */

@@ -1,0 +1,22 @@
+/**
+ * Fusion: what exporters scatter over many nodes becomes the ops of `ops/fused-*.ts`, after clean-up.
+ * Results change by rounding only.
+ */
+import type { PipelineStep } from '../../targets/target.ts';
+import { cleanUp } from './clean-up.ts';
+
+/** Most rounds; the last one only finds that nothing is left to do. */
+export const fuseRounds = 8;
+
+/** Steps of one round, repeated until nothing changes. A pipeline asks for all of it as `fuse`. */
+export const fuse: readonly PipelineStep[] = [
+  // the parts that others contain
+  'fuse-activation',
+  'fuse-norm',
+  // biases, activations and residuals go in one after the other, so several rounds
+  'fuse-linear',
+  'fuse-gated-mlp',
+  // reads projections back to the linear ops, and puts views around itself that clean-up takes away
+  'fuse-attention',
+  ...cleanUp,
+];
