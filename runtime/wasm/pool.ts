@@ -40,7 +40,7 @@ export const workerSource: string = `
 const serve = async ({ module, memory, plan, thread, threads }) => {
   const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
   send('ready');
-  exports.serve(plan, thread, threads);
+  exports.serve(plan, thread, threads, 0);
 };
 receive((task) => serve(task).catch((error) => send(String(error))));
 `;

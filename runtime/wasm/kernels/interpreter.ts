@@ -96,6 +96,8 @@ const EPOCH: usize = 0;
 const FROM: usize = 4;
 const TO: usize = 8;
 const STOP: usize = 12;
+/** The plan that is launched: a program may have several that share the control block. */
+const PLAN: usize = 16;
 /** Threads that reached the barrier. */
 const ARRIVED: usize = 64;
 /** Counts barriers passed. */
@@ -128,6 +130,7 @@ export function launch(plan: usize, from: i32, to: i32, threads: i32): i32 {
   const control = address(plan, PLAN_CONTROL);
   if (from >= to) return to;
   if (threads > 1) {
+    atomic.store<u32>(control + PLAN, <u32>plan);
     atomic.store<i32>(control + FROM, from);
     atomic.store<i32>(control + TO, to);
     atomic.add<i32>(control + EPOCH, 1);
@@ -137,7 +140,8 @@ export function launch(plan: usize, from: i32, to: i32, threads: i32): i32 {
 }
 
 /**
- * Works as thread `thread` of `threads` until `stop`. `epoch` is the launch count this thread has seen:
+ * Works as thread `thread` of `threads` until `stop`, on whatever plan is launched; `plan` tells where
+ * the control block is. `epoch` is the launch count this thread has seen:
  * 0 when it starts before the first launch. Blocks, so only for a worker.
  */
 export function serve(plan: usize, thread: i32, threads: i32, epoch: i32): void {
@@ -146,7 +150,9 @@ export function serve(plan: usize, thread: i32, threads: i32, epoch: i32): void 
     waitWhile(control + EPOCH, epoch, true);
     epoch++;
     if (atomic.load<i32>(control + STOP) != 0) return;
-    run(plan, atomic.load<i32>(control + FROM), atomic.load<i32>(control + TO), thread, threads);
+    const from = atomic.load<i32>(control + FROM);
+    const to = atomic.load<i32>(control + TO);
+    run(<usize>atomic.load<u32>(control + PLAN), from, to, thread, threads);
   }
 }
 
