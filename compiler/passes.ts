@@ -11,6 +11,7 @@ import { eliminateDead } from './passes/eliminate-dead.ts';
 import { eliminateIdentity } from './passes/eliminate-identity.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
 import { foldNormGains } from './passes/fold-norm-gains.ts';
+import { foldPad } from './passes/fold-pad.ts';
 import { foldScalars } from './passes/fold-scalars.ts';
 import { fuse, fuseRounds } from './passes/fuse.ts';
 import { fuseActivation } from './passes/fuse-activation.ts';
@@ -18,15 +19,20 @@ import { fuseAttention } from './passes/fuse-attention.ts';
 import { fuseConv } from './passes/fuse-conv.ts';
 import { fuseExpression } from './passes/fuse-expression.ts';
 import { fuseGatedMlp } from './passes/fuse-gated-mlp.ts';
+import { fuseLayout } from './passes/fuse-layout.ts';
 import { fuseLinear } from './passes/fuse-linear.ts';
 import { fuseNorm } from './passes/fuse-norm.ts';
+import { fuseQkv } from './passes/fuse-qkv.ts';
 import { foldConstants, foldConstantsDefaults } from './passes/fold-constants.ts';
 import { mergeAdjacent } from './passes/merge-adjacent.ts';
+import { mergeLinears } from './passes/merge-linears.ts';
 import type { PassEntry } from './passes/pass-options.ts';
 import { passEntry } from './passes/pass-options.ts';
 import type { Pass, PassGroup } from './passes/pass.ts';
 import { quantizeWeights, quantizeWeightsDefaults } from './passes/quantize-weights.ts';
+import { reassociateReshapes } from './passes/reassociate-reshapes.ts';
 import { simplifyShapes } from './passes/simplify-shapes.ts';
+import { sinkTransposes } from './passes/sink-transposes.ts';
 import { specializeShapes, specializeShapesDefaults } from './passes/specialize-shapes.ts';
 
 /** Every pass, alphabetically. */
@@ -46,6 +52,7 @@ export const passes: readonly PassEntry[] = [
     foldConstants,
   ),
   passEntry('Puts gains and biases of norms into the linear ops behind them.', {}, foldNormGains),
+  passEntry('Puts padding into the convolution or pool behind it.', {}, foldPad),
   passEntry(
     'Puts constant factors and shifts around a linear op into its weights.',
     {},
@@ -61,14 +68,27 @@ export const passes: readonly PassEntry[] = [
     {},
     fuseLinear,
   ),
+  passEntry('Takes away views and transposes around linear layers.', {}, fuseLayout),
   passEntry('Recognises layer and RMS normalization in any spelling.', {}, fuseNorm),
+  passEntry('Lets an attention read queries, keys and values from one product.', {}, fuseQkv),
   passEntry('Makes one op of two of a kind in a row.', {}, mergeAdjacent),
+  passEntry(
+    'Makes one linear op of two in a row where that leaves fewer weights.',
+    {},
+    mergeLinears,
+  ),
   passEntry(
     'Stores weight matrices and tables in fewer bits.',
     quantizeWeightsDefaults,
     quantizeWeights,
   ),
+  passEntry(
+    'Takes away reshapes around linear ops that only count rows differently.',
+    {},
+    reassociateReshapes,
+  ),
   passEntry('Replaces shape arithmetic by constants or shorter ops.', {}, simplifyShapes),
+  passEntry('Moves transposes past elementwise ops to the next transpose.', {}, sinkTransposes),
   passEntry(
     'Fixes sizes of inputs that the model leaves open.',
     specializeShapesDefaults,

@@ -31,6 +31,8 @@ export interface LinearSite {
   readonly outputs: number;
   /** Axis of the input channels: 1, or the last. */
   readonly axis: 1 | -1;
+  /** Whether the weights of one output lie together: [outputs, inputs, …]. */
+  readonly outputsFirst: boolean;
   /** Whether zeros are put around the data, so that a shift of the data is no shift of the sums. */
   readonly padded: boolean;
   /** Input channel of an element of the weights. */
@@ -140,6 +142,7 @@ function matrix(
     takesBias,
     axis: -1,
     padded: false,
+    outputsFirst: transposed,
     ...(transposed
       ? { inputs: second, outputs: first, inputOf: column, outputOf: row }
       : { inputs: first, outputs: second, inputOf: row, outputOf: column }),
@@ -154,6 +157,7 @@ function convolution(node: Node, shape: readonly number[]): Layout {
   return {
     takesBias: true,
     axis: 1,
+    outputsFirst: true,
     padded:
       (node.ints('pads') ?? []).some((pad) => pad !== 0) ||
       node.string('auto_pad', 'NOTSET').startsWith('SAME'),
@@ -174,6 +178,7 @@ function transposedConvolution(node: Node, shape: readonly number[]): Layout {
   return {
     takesBias: true,
     axis: 1,
+    outputsFirst: false,
     // places at the border are reached by fewer taps
     padded: true,
     inputs,
