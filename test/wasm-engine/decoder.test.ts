@@ -3,10 +3,13 @@ import { test } from 'node:test';
 import { evaluate } from '../../compiler/ir/evaluate.ts';
 import type { Model } from '../../compiler/ir/graph.ts';
 import type { DecoderSpec } from '../../runtime/manifest.ts';
+import type { Session } from '../../runtime/node.ts';
+import { startWorker } from '../../runtime/node.ts';
 import { zeros } from '../../runtime/tensor.ts';
 import type { FusedDecoderOptions } from '../support/fused-decoder.ts';
 import { fusedDecoder } from '../support/fused-decoder.ts';
 import { planBundle } from '../support/plan-session.ts';
+import { withQuantizedActivations } from '../support/quantized-activations.ts';
 
 const ids = Array.from({ length: 23 }, (_, i) => (i * 37 + 11) % 80);
 
@@ -66,4 +69,46 @@ for (const [name, options, most] of cases)
       );
       await session.dispose();
     }
+  });
+
+const greedy = async (session: Session): Promise<readonly number[]> =>
+  (await session.generate(ids.slice(0, 9), { maxTokens: 32, ignoreEnd: true }).result()).tokens;
+
+for (const format of ['f32', 'w8g32', 'w4g32', 'w4g32a', 'w4g16', 'w3g32', 'w2g16', 'w4'])
+  test(`${format}: the same tokens and logits with and without relaxed SIMD, on 1, 2 and 3 threads`, async () => {
+    const { model, decoder } = fusedDecoder({ format });
+    const bundle = await planBundle(model, decoder, { chunk: 8, threads: 3 });
+    const results = [];
+    for (const wasm of [
+      { threads: 1 },
+      { threads: 2 },
+      { threads: 3 },
+      { threads: 1, plainSimd: true },
+      { threads: 2, plainSimd: true },
+    ]) {
+      const session = await bundle.open({ wasm: { startWorker, ...wasm } });
+      results.push({ tokens: await greedy(session), logits: (await session.logits(ids)).data });
+      await session.dispose();
+    }
+    const [first, ...others] = results;
+    for (const other of others) assert.deepEqual(other.tokens, first?.tokens);
+    // threads split rows, and integers are exact everywhere
+    if (format !== 'f32') for (const other of others) assert.deepEqual(other.logits, first?.logits);
+  });
+
+for (const format of ['w8g32', 'w4g32', 'w4g32a', 'w4g16', 'w3g32', 'w2g16', 'w4'])
+  // A value between two integers may round to either (f32 here, f64 in the evaluator), which in a model
+  // of 64 columns moves single logits by some 1e-3 of the range; the root mean square is steady
+  test(`${format}: logits are those of the evaluator with activations rounded alike`, async () => {
+    const { model, decoder } = fusedDecoder({ format });
+    const session = await (await planBundle(model, decoder)).open();
+    const { data } = await session.logits(ids);
+    const want = reference(withQuantizedActivations(model), decoder);
+    const got = data as Float32Array;
+    const squares = want.reduce((sum, value, i) => sum + (value - (got[i] ?? 0)) ** 2, 0);
+    const range = Math.max(...want) - Math.min(...want);
+    const rms = Math.sqrt(squares / want.length) / range;
+    assert.ok(rms <= 1e-3, `${rms}`);
+    assert.ok(distance(got, want) <= 1e-2);
+    await session.dispose();
   });
