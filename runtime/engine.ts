@@ -55,6 +55,8 @@ export interface Sequence {
 
 /** A loaded model. Calls never overlap: the session makes one at a time. */
 export interface Program {
+  /** Variant of the kernels in use, when the engine has several. */
+  readonly kernels?: string;
   /**
    * One call of the model.
    *

@@ -35,6 +35,8 @@ export interface MemoryBytes<T = number> {
 
 /** What `session.measure()` reports. */
 export interface Measurement {
+  /** Variant of the engine's kernels in use, when it has several. */
+  readonly kernels?: string;
   /** From the call of `openBundle` to the session, in milliseconds. */
   readonly loadMs: number;
   /** From the start of the latest generation to its first token; tokenizing included. */

@@ -179,7 +179,9 @@ export class Session {
     this.#notePeak();
     const latency = this.#latency.summary();
     const latest = this.#latest;
+    const { kernels } = this.#parts.program;
     return {
+      ...(kernels === undefined ? {} : { kernels }),
       loadMs: this.#parts.loadMs,
       ...(latest === undefined
         ? {}

@@ -52,8 +52,12 @@ export async function measureSession(
     session.manifest.decoder === undefined
       ? { steady: [], callMs: await calls(session, settings) }
       : { ...(await generations(session, settings)), callMs: [] };
-  const { loadMs, memoryBytes, memorySource, ...more } = session.measure();
-  return { kernels: kernelsOf(session, more), loadMs, ...speed, memoryBytes, memorySource };
+  const measured = session.measure();
+  const { loadMs, memoryBytes, memorySource } = measured;
+  // onnxruntime-web has one set of kernels
+  const { engine } = session.manifest;
+  const kernels = measured.kernels ?? (engine === 'ort' ? 'onnxruntime-web' : engine);
+  return { kernels, loadMs, ...speed, memoryBytes, memorySource };
 }
 
 /** The same prompt for every engine: ids all over the vocabulary. */
@@ -100,10 +104,4 @@ async function generations(
 function speedOf(result: GenerationResult): GenerationSpeed {
   const { firstTokenMs, prefillTokensPerSecond, decodeTokensPerSecond } = result;
   return { firstTokenMs, prefillTokensPerSecond, decodeTokensPerSecond };
-}
-
-/** What the engine says about its kernels; onnxruntime-web has one set and says nothing. */
-function kernelsOf({ manifest }: Session, measured: object): string {
-  if ('kernels' in measured && typeof measured.kernels === 'string') return measured.kernels;
-  return manifest.engine === 'ort' ? 'onnxruntime-web' : manifest.engine;
 }

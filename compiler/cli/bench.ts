@@ -88,7 +88,7 @@ export async function warmRun(session: Session, signal: AbortSignal): Promise<vo
 }
 
 function openOptions({ threads, engine }: Settings): OpenOptions {
-  return { ort: { threads }, ...(engine === undefined ? {} : { engine }) };
+  return { ort: { threads }, wasm: { threads }, ...(engine === undefined ? {} : { engine }) };
 }
 
 function nodeHost(settings: Settings, output: Output): Host {

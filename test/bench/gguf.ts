@@ -1,7 +1,6 @@
 /**
  * Writes a Llama-shaped decoder with random weights as GGUF version 3, for llama.cpp and what is built on
- * it. The tokenizer is the least that loads: a byte is a token, and the rest of the vocabulary is never
- * produced from text, so that a prompt of n letters has n tokens.
+ * it. The tokenizer is the least that loads: a letter is a token, so that a prompt of n letters has n tokens.
  *
  * As llama.cpp quantizes tied models whose rows are no multiple of 256, the token table stays in 8 bits
  * (it is the output matrix too) and the norms in f32.
@@ -151,14 +150,15 @@ export function writeGguf(
 /** Of llama.cpp's token types. */
 const NORMAL_TOKEN = 1;
 
-/** Bytes as byte-pair tokenizers write them, then names that no text has. */
+/**
+ * ASCII bytes as byte-pair tokenizers write them, then names. The other bytes are left out: a random model
+ * that strings them together gives text that is no UTF-8, at which wllama 3.8 breaks.
+ */
 function vocabulary(size: number): string[] {
   let beyond = 256;
-  const printable = (byte: number): boolean =>
-    (byte >= 33 && byte <= 126) || (byte >= 0xa1 && byte <= 0xff && byte !== 0xad);
   return Array.from({ length: size }, (_, id) => {
-    if (id >= 256) return `<${id}>`;
-    return String.fromCharCode(printable(id) ? id : beyond++);
+    if (id >= 128) return `<${id}>`;
+    return String.fromCharCode(id >= 33 && id <= 126 ? id : beyond++);
   });
 }
 

@@ -40,8 +40,12 @@ export interface PeerHost {
 
 /** What `openBundle` gets. */
 function openOptions({ threads, peer }: Task): OpenOptions {
-  const wasm = { threads, ...(peer.kernels === undefined ? {} : { kernels: peer.kernels }) };
-  return { ort: { threads }, ...{ wasm } };
+  return { ort: { threads }, wasm: { threads, plainSimd: peer.kernels === 'simd' } };
+}
+
+/** The file or folder for a number of threads. */
+function pathOf({ model, threads }: Task): string {
+  return threads > 1 ? (model.threadedPath ?? model.path) : model.path;
 }
 
 /** Node 22, for relaxed SIMD. */
@@ -62,9 +66,9 @@ export async function nodeHost(): Promise<PeerHost> {
     version: `Node ${stdout.trim()}`,
     limits: async () => (await work({ kind: 'limits' })) as Limits,
     measure: async (task) => {
-      const { model, settings } = task;
+      const { settings } = task;
       const open = openOptions(task);
-      return (await work({ kind: 'bundle', path: model.path, open, settings })) as SessionFigures;
+      return (await work({ kind: 'bundle', path: pathOf(task), open, settings })) as SessionFigures;
     },
     close: () => Promise.resolve(),
   };
@@ -98,7 +102,7 @@ export async function chromiumHost(): Promise<PeerHost> {
     measure: (task) =>
       inPage(async (opened) => {
         const url = task.model.kind === 'gguf' ? '/model.gguf' : '/model/';
-        chromium.served[url] = task.model.path;
+        chromium.served[url] = pathOf(task);
         const figures =
           task.model.kind === 'gguf'
             ? await measureWllama(opened, url, task)

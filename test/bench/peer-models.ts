@@ -55,6 +55,8 @@ export const peerShapes: Readonly<Record<string, DecoderConfig>> = {
 export interface PeerModel {
   /** A bundle folder, or a GGUF file. */
   readonly path: string;
+  /** What more than one thread is given, when that is another bundle. */
+  readonly threadedPath?: string;
   readonly kind: 'bundle' | 'gguf';
   /** Size of the file, or of all files of the folder. */
   readonly bytes: number;
@@ -114,7 +116,8 @@ export const peers: readonly Peer[] = [
 type WriteBundle = (folder: string) => Promise<void>;
 
 function ownPeer(name: string, summary: string, kernels: 'simd' | undefined): Peer {
-  const target = targets.find(({ id }) => id === 'wasm');
+  const ids = ['wasm', 'wasm-threads'];
+  const known = ids.filter((id) => targets.some((target) => target.id === id));
   return {
     name,
     summary,
@@ -122,18 +125,24 @@ function ownPeer(name: string, summary: string, kernels: 'simd' | undefined): Pe
     products: 'integer',
     hosts: ['node', 'chromium'],
     ...(kernels === undefined ? {} : { kernels }),
-    absent: () => (target === undefined ? 'there is no target "wasm" yet' : undefined),
+    absent: () => (known.includes('wasm') ? undefined : 'there is no target "wasm" yet'),
     async prepare(shape) {
-      const path = join(cacheFolder(), `${shape}.wasm`);
-      const write = bundle(sourceOf(shape, configOf(shape), torchSpelling), 'wasm', {
-        weights: 'w4g32',
-      });
-      // both rows of one run read the same bundle
-      if (name === 'wasm' || !existsSync(path)) await write(path);
-      return { path, kind: 'bundle', bytes: bundleBytes(path) };
+      const paths = known.map((id) => join(cacheFolder(), `${shape}.${id}`));
+      const [path = '', threadedPath = path] = paths;
+      const source = sourceOf(shape, configOf(shape), torchSpelling);
+      for (const [index, folder] of paths.entries()) {
+        // all rows of one run read the same bundles
+        if (madeNow.has(folder)) continue;
+        await bundle(source, known[index] ?? 'wasm', { weights: 'w4g32' })(folder);
+        madeNow.add(folder);
+      }
+      return { path, threadedPath, kind: 'bundle', bytes: bundleBytes(path) };
     },
   };
 }
+
+/** Bundles of Fettle's own engine that this process has made. */
+const madeNow = new Set<string>();
 
 function ortPeer(
   name: string,

@@ -1,8 +1,30 @@
 /** The page of the comparison in Chromium: what `fettle bench` has there, and wllama. Web APIs only. */
-import { Wllama } from '@wllama/wllama';
+import * as wllamaModule from '@wllama/wllama';
 import { benchPage } from '../../compiler/cli/bench-page.ts';
 import type { GenerationSpeed } from '../../compiler/cli/bench-row.ts';
 import type { MeasureSettings } from '../../compiler/cli/bench-session.ts';
+
+/** The part of wllama that is used; its own types do not resolve under `nodenext`. */
+interface WllamaModule {
+  readonly Wllama: new (
+    paths: { readonly default: string },
+    options: { readonly suppressNativeLog: boolean },
+  ) => {
+    loadModel(files: readonly Blob[], options: Readonly<Record<string, unknown>>): Promise<void>;
+    createCompletion(options: Readonly<Record<string, unknown>>): Promise<{
+      readonly timings?: {
+        readonly prompt_n: number;
+        readonly prompt_ms: number;
+        readonly predicted_n: number;
+        readonly predicted_ms: number;
+      };
+    }>;
+    getNumThreads(): number;
+    exit(): Promise<void>;
+  };
+}
+
+const { Wllama } = wllamaModule as unknown as WllamaModule;
 
 /** Figures of one wllama session. */
 export interface WllamaFigures {
@@ -44,7 +66,7 @@ const offered: PeerPage = {
         ignore_eos: true,
         stream: false,
         cache_prompt: false,
-      } as Parameters<typeof wllama.createCompletion>[0] & { stream: false });
+      });
       if (timings === undefined) throw new Error('wllama gave no timings.');
       const { prompt_n, prompt_ms, predicted_n, predicted_ms } = timings;
       if (prompt_n !== promptTokens || predicted_n !== tokens)

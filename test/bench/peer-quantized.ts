@@ -72,13 +72,20 @@ export async function withDynamicInt8(model: Model): Promise<void> {
     // products of one activation share its codes, as in what quantize_dynamic writes
     let codesOf = quantized.get(x);
     if (codesOf === undefined) {
-      codesOf = rewriter.node('DynamicQuantizeLinear', [x], {}, { outputs: 3 });
+      codesOf = rewriter.node(
+        'DynamicQuantizeLinear',
+        [x],
+        {},
+        { outputs: 3, name: `${x.name}/codes` },
+      );
       quantized.set(x, codesOf);
     }
     const [xCodes, xScale, xZero] = [codesOf.output(0), codesOf.output(1), codesOf.output(2)];
-    const sum = rewriter.op('MatMulInteger', [xCodes, weight, xZero]);
-    const plain = rewriter.op('Cast', [sum], { to: int(dtypes.f32.onnx) });
-    return rewriter.op('Mul', [plain, rewriter.op('Mul', [xScale, scale])]);
+    const add: typeof rewriter.op = (op, inputs, attributes) =>
+      rewriter.op(op, inputs, attributes, { name: `${node.name}/${op}_${inputs.length}` });
+    const sum = add('MatMulInteger', [xCodes, weight, xZero]);
+    const plain = add('Cast', [sum], { to: int(dtypes.f32.onnx) });
+    return rewriter.op('Mul', [plain, add('Mul', [xScale, scale])]);
   });
 }
 
@@ -91,7 +98,9 @@ async function eachProduct(
   const rewriter = new Rewriter(model, inferNode);
   ownHead(model, rewriter);
   inferModel(model);
-  await runPasses(model, [quantizeWeights({ format, clip: false, embeddings: 'keep' })]);
+  await runPasses(model, [
+    quantizeWeights({ format, clip: false, embeddings: 'keep', minElements: 1 }),
+  ]);
   for (const group of quantizedGroups(model)) {
     for (const { node } of group.uses) {
       if (node.op !== 'MatMul') throw new Error(`${node.describe()} reads a quantized weight.`);
