@@ -20,5 +20,14 @@ export const wasm: Target = {
   // multiples of the kernels' blocks
   groupSizes: [32, 64, 128, 16],
   quantizedForm: 'native',
-  pipeline: ortWasm.pipeline,
+  pipeline: [
+    'clean-up',
+    // the kernels are those of the fused ops
+    'fuse',
+    // after everything that folds or merges constants
+    'quantize-weights',
+    // a matrix that was stored twice, once transposed, now has the same codes twice
+    'deduplicate-weights',
+    'eliminate-dead',
+  ],
 };

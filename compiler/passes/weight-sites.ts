@@ -4,6 +4,7 @@
  *
  *     MatMul(x, w [K, N])                  rows N, columns K, stored transposed
  *     Gemm(x, w [N, K], transB = 1)        rows N, columns K
+ *     fettle.Linear, fettle.GatedLinear    as MatMul, or rows first when `transposed`
  *     MatMul(x, Transpose(t [V, D]))       rows V, columns D
  *     Gather(t [V, D], ids)                rows V, columns D
  *     Conv(x, w [M, C, kh, kw])            rows M, columns C·kh·kw
@@ -64,6 +65,10 @@ const readers: Readonly<
   'com.microsoft.FusedMatMul': (node, index) =>
     index === 1 ? linear(node.int('transB', 0) === 0) : undefined,
   Gemm: (node, index) => (index === 1 ? linear(node.int('transB', 0) === 0) : undefined),
+  'fettle.Linear': (node, index) =>
+    index === 1 ? linear(node.int('transposed', 0) === 0) : undefined,
+  'fettle.GatedLinear': (node, index) =>
+    index === 1 || index === 2 ? linear(node.int('transposed', 0) === 0) : undefined,
   Gather: (node, index) => {
     if (index !== 0) return undefined;
     if (node.int('axis', 0) !== 0)
