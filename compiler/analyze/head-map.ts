@@ -21,8 +21,16 @@ import type { NodeOrder } from './dominators.ts';
 import { dominators } from './dominators.ts';
 import { knownShape, probe } from './probe.ts';
 
-/** Order of the axes of heads: tokens before columns, or behind them. */
-export type HeadOrder = 'bhsd' | 'bhds';
+/** Order of the axes of heads: tokens before columns, behind them, or whole rows of tokens. */
+export type HeadOrder = 'bhsd' | 'bhds' | 'bshd';
+
+/** How rows of tokens are split, which their shape does not say. */
+export interface HeadSplit {
+  /** Heads. */
+  readonly heads: number;
+  /** Columns of a head. */
+  readonly width: number;
+}
 
 /** Where columns of heads lie in their source: rows of tokens, tokens first, or heads apart. */
 export type SourceOrder = 'bsc' | 'sbc' | 'bhsd';
@@ -84,20 +92,22 @@ const layoutCall: CallSizes = { batch: 2, sequence: 3, past: 0 };
  *
  * @param heads - [batch, heads, tokens, width] or with the last two axes exchanged; leading axes may be
  * merged or split
- * @param headOrder - which of the two
+ * @param headOrder - which of them
+ * @param split - for `bshd`, where heads may be [batch, tokens, heads * width]
  * @returns undefined when the way back is no such map
  */
 export function readHeads(
   heads: Value,
   headOrder: HeadOrder,
   context: HeadContext,
+  split?: HeadSplit,
 ): HeadMap | undefined {
   const found = dominators(heads, context.order, (node) => linearInputs(node, context.books));
   for (const { value, nodes } of [...found].reverse()) {
-    const map = new Trial(heads, headOrder, value, nodes, context.books).read();
+    const map = new Trial(heads, headOrder, value, nodes, context.books, split).read();
     if (map !== undefined) return map;
   }
-  const none = new Trial(heads, headOrder, heads, new Set(), context.books);
+  const none = new Trial(heads, headOrder, heads, new Set(), context.books, split);
   return none.read();
 }
 
@@ -145,6 +155,7 @@ class Trial {
   private readonly source: Value;
   private readonly nodes: ReadonlySet<Node>;
   private readonly books: Bookkeeping;
+  private readonly split: HeadSplit | undefined;
 
   constructor(
     heads: Value,
@@ -152,12 +163,14 @@ class Trial {
     source: Value,
     nodes: ReadonlySet<Node>,
     books: Bookkeeping,
+    split: HeadSplit | undefined,
   ) {
     this.heads = heads;
     this.headOrder = headOrder;
     this.source = source;
     this.nodes = nodes;
     this.books = books;
+    this.split = split;
   }
 
   read(): HeadMap | undefined {
@@ -187,6 +200,7 @@ class Trial {
 
   /** Heads read: the product of the leading axes without the batch. */
   private headCount(): number | undefined {
+    if (this.split !== undefined) return this.split.heads;
     const lead = multiplyDims(...(this.heads.shape ?? []).slice(0, -2));
     const count = divideDims(lead, this.books.batch);
     return typeof count === 'number' ? count : undefined;
@@ -222,6 +236,7 @@ class Trial {
       batch,
       this.headOrder,
       elementCount(shape),
+      this.split,
     );
   }
 
@@ -339,22 +354,29 @@ class Arrived {
     batch: number,
     order: HeadOrder,
     fed: number,
+    split: HeadSplit | undefined,
   ) {
     this.data = data;
     this.order = order;
     this.batch = batch;
     this.fed = fed;
     const [second = 1, last = 1] = shape.slice(-2);
-    this.tokens = order === 'bhsd' ? second : last;
-    this.width = order === 'bhsd' ? last : second;
-    this.heads = data.length / (batch * second * last);
+    if (split !== undefined) {
+      this.heads = split.heads;
+      this.width = split.width;
+      this.tokens = data.length / (batch * split.heads * split.width);
+    } else {
+      this.tokens = order === 'bhsd' ? second : last;
+      this.width = order === 'bhsd' ? last : second;
+      this.heads = data.length / (batch * second * last);
+    }
   }
 
   at(b: number, h: number, t: number, j: number): number {
-    const plane = (b * this.heads + h) * this.tokens * this.width;
-    return (
-      this.data[plane + (this.order === 'bhsd' ? t * this.width + j : j * this.tokens + t)] ?? NaN
-    );
+    const { heads, tokens, width } = this;
+    if (this.order === 'bshd') return this.data[((b * tokens + t) * heads + h) * width + j] ?? NaN;
+    const plane = (b * heads + h) * tokens * width;
+    return this.data[plane + (this.order === 'bhsd' ? t * width + j : j * tokens + t)] ?? NaN;
   }
 
   all(test: (value: number) => boolean): boolean {

@@ -12,16 +12,20 @@
  *
  * Source: https://arxiv.org/abs/1706.03762; see `ops/attention-core.ts` for the variants.
  */
+import type { MaskFound } from '../analyze/attention-mask.ts';
 import { explainMasks } from '../analyze/attention-mask.ts';
-import type { Scores } from '../analyze/attention-scores.ts';
+import type { Obstacle } from '../analyze/attention-scores.ts';
 import { readScores } from '../analyze/attention-scores.ts';
+import type { Site } from '../analyze/attention-site.ts';
+import { isAttentionOp, siteOfOp, siteOfScores } from '../analyze/attention-site.ts';
 import { Bookkeeping } from '../analyze/bookkeeping.ts';
 import { NodeOrder } from '../analyze/dominators.ts';
-import type { HeadContext, HeadMap } from '../analyze/head-map.ts';
+import type { HeadContext, HeadMap, SourceOrder } from '../analyze/head-map.ts';
 import { readHeads } from '../analyze/head-map.ts';
 import type { RotaryTables } from '../analyze/rotary-tables.ts';
 import { rotaryTables } from '../analyze/rotary-tables.ts';
 import { float, int, ints } from '../ir/attribute.ts';
+import { divideDims } from '../ir/dim.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import { Value as ValueClass } from '../ir/graph.ts';
 import { DEFAULT_CONTEXT_LENGTH } from '../analyze/config.ts';
@@ -39,10 +43,12 @@ export function fuseAttention(): Pass {
     options: {},
     run(model, context) {
       const before = context.rewriter.changes;
-      const softmaxes = [...model.graph.nodes()].filter(isSoftmax);
-      if (softmaxes.length === 0) return false;
+      const places = [...model.graph.nodes()].filter(
+        (node) => isSoftmax(node) || isAttentionOp(node),
+      );
+      if (places.length === 0) return false;
       const fusion = new Fusion(model, context);
-      for (const node of softmaxes) if (node.graph !== undefined) fusion.visit(node);
+      for (const node of places) if (node.graph !== undefined) fusion.visit(node);
       if (context.rewriter.changes > before) dropBookkeeping(model, context);
       return context.rewriter.changes > before;
     },
@@ -95,71 +101,86 @@ class Fusion {
     this.context = context;
   }
 
-  visit(softmax: Node): void {
-    const scores = readScores(softmax, this.books);
-    if (scores === undefined) return;
-    const why = 'why' in scores ? scores : this.fuse(softmax, scores);
+  visit(node: Node): void {
+    const site = this.siteOf(node);
+    if (site === undefined) return;
+    const why = 'why' in site ? site : this.fuse(site);
     if (why !== undefined) this.context.refuse('attention', why.at, why.why);
   }
 
-  private fuse(softmax: Node, scores: Scores): { why: string; at: Node } | undefined {
-    const stuck = (why: string): { why: string; at: Node } => ({ why, at: softmax });
-    const { heads } = this;
-    const q0 = readHeads(scores.product.input(0), 'bhsd', heads);
-    const k0 = readHeads(scores.product.input(1), scores.keysTransposed ? 'bhds' : 'bhsd', heads);
-    const v0 = readHeads(scores.mix.input(1), 'bhsd', heads);
+  private siteOf(node: Node): Site | Obstacle | undefined {
+    if (!isSoftmax(node)) return siteOfOp(node, this.books);
+    const scores = readScores(node, this.books);
+    return scores === undefined || 'why' in scores ? scores : siteOfScores(node, scores);
+  }
+
+  private fuse(site: Site): Obstacle | undefined {
+    const stuck = (why: string): Obstacle => ({ why, at: site.at });
+    const [q0, k0, v0] = [site.q, site.k, site.v].map(({ value, order, split }) =>
+      readHeads(value, order, this.heads, split),
+    );
     if (q0 === undefined) return stuck('how its queries are laid out is not known');
     if (k0 === undefined) return stuck('how its keys are laid out is not known');
     if (v0 === undefined) return stuck('how its values are laid out is not known');
-    const caches = [this.cacheOf(k0), this.cacheOf(v0)] as const;
-    const cached = caches[0] !== undefined && caches[1] !== undefined;
-    const [q, k, v] = [
-      this.throughNorm(q0),
-      this.throughNorm(cached ? (caches[0]?.fresh ?? k0) : k0),
-      { map: cached ? (caches[1]?.fresh ?? v0) : v0, norm: undefined },
-    ];
-    if (q.map.heads % k.map.heads !== 0 || k.map.heads !== v.map.heads)
+    const caches = site.cache === undefined ? this.cachesOf(k0, v0) : undefined;
+    const [below, values] = [caches?.[0].fresh ?? k0, caches?.[1].fresh ?? v0];
+    const [q, k] = [this.throughNorm(q0), this.throughNorm(below)];
+    if (q.map.heads % k.map.heads !== 0 || k.map.heads !== values.heads)
       return stuck(
-        `its ${q.map.heads} query, ${k.map.heads} key and ${v.map.heads} value heads do not fit`,
+        `its ${q.map.heads} query, ${k.map.heads} key and ${values.heads} value heads do not fit`,
       );
-    if (k.map.width !== q.map.width || v.map.width !== q.map.width)
-      return stuck(`its heads are ${q.map.width}, ${k.map.width} and ${v.map.width} wide`);
-    if (Math.abs(v.map.scale * v0.scale - 1) > 1e-6 && (cached || Math.abs(v.map.scale - 1) > 1e-6))
-      return stuck('its values are scaled');
-    const rotary = this.rotaryOf(q0, cached ? (caches[0]?.fresh ?? k0) : k0, softmax);
+    if (k.map.width !== q.map.width || values.width !== q.map.width)
+      return stuck(`its heads are ${q.map.width}, ${k.map.width} and ${values.width} wide`);
+    const outer = caches === undefined ? 1 : v0.scale;
+    if (Math.abs(values.scale * outer - 1) > 1e-6 || values.rotary !== undefined)
+      return stuck('its values are scaled or turned');
+    const epsilons = [q.norm, k.norm].flatMap((norm) => norm?.float('epsilon') ?? []);
+    if (new Set(epsilons).size > 1) return stuck('the norms of its heads have two epsilons');
+    const within = site.rotary !== undefined || site.gains.some((gain) => gain !== undefined);
+    if (within && (q0.rotary ?? below.rotary) !== undefined)
+      return stuck('its heads are turned twice');
+    const rotary = within ? undefined : this.rotaryOf(q0, below);
     if (rotary === null)
       return stuck('its queries and keys are not turned alike, or by tables that are not found');
-    const found = explainMasks(scores, this.books, cached);
+    const cached = caches !== undefined || site.cache !== undefined;
+    const found = explainMasks(site, this.books, cached);
     // without its cache in the op, keys and queries start at different places
-    const explained =
-      found !== undefined &&
-      (cached || !this.books.hasPast || (!found.causal && found.window === 0))
-        ? found
-        : undefined;
-    if (explained === undefined && scores.biasScaled)
+    const isWhole =
+      cached || !this.books.hasPast || (found?.causal === false && found.window === 0);
+    const mask = isWhole ? found : undefined;
+    if (!isWhole && (site.causal || site.window > 0))
+      return stuck('it is causal over keys that it does not cache');
+    if (mask === undefined && site.biasScaled)
       return stuck('its mask is scaled, and is more than a mask');
-    const target = this.outputShape(scores.mix.output(0));
+    const target = site.rows ? [] : this.outputShape(site.output);
     if (target === undefined) return stuck('its output has two sizes that only a run knows');
+    if (![q.map, k.map, values].every((map) => this.canMaterialize(map)))
+      return stuck('the rows of its queries, keys or values have two sizes that only a run knows');
     this.build({
-      softmax,
-      scores,
+      site,
       q,
       k,
-      v,
-      caches: cached ? caches : undefined,
+      v: values,
+      caches,
       rotary,
-      mask: explained,
-      keyScale: cached ? k0.scale : 1,
+      mask,
+      scale: site.scale * q.map.scale * k.map.scale * (caches === undefined ? 1 : k0.scale),
       target,
     });
     return undefined;
+  }
+
+  /** The caches of keys and values, when both have one. */
+  private cachesOf(k: HeadMap, v: HeadMap): readonly [Cached, Cached] | undefined {
+    const [key, value] = [this.cacheOf(k), this.cacheOf(v)];
+    return key === undefined || value === undefined ? undefined : [key, value];
   }
 
   /** A cache that grows by Concat, when the keys or values are one. */
   private cacheOf(map: HeadMap): Cached | undefined {
     const concat = map.source.producer;
     if (
-      map.order !== 'bhsd' ||
+      !isCacheLayout(map) ||
       concat?.op !== 'Concat' ||
       concat.domain !== '' ||
       concat.inputs.length !== 2
@@ -208,7 +229,7 @@ class Fusion {
         norm: node,
       };
     }
-    if (map.order !== 'bsc' || x.shape?.length !== 4 || map.stride !== map.width) return plain;
+    if (map.order !== 'bsc' || (x.shape?.length ?? 0) < 3 || map.stride !== map.width) return plain;
     // [batch, tokens, heads, width] holds whole rows: the norm's input may be used as it is
     return { map: { ...map, source: x, nodes: new Set([...map.nodes, node]) }, norm: node };
   }
@@ -218,7 +239,7 @@ class Fusion {
   }
 
   /** Tables for both; undefined when neither is turned, null when they cannot share one. */
-  private rotaryOf(q: HeadMap, k: HeadMap, at: Node): Turned | undefined | null {
+  private rotaryOf(q: HeadMap, k: HeadMap): Turned | undefined | null {
     const [a, b] = [q.rotary, k.rotary];
     if (a === undefined && b === undefined) return undefined;
     if (a === undefined || b === undefined || a.dims !== b.dims || a.interleaved !== b.interleaved)
@@ -237,7 +258,6 @@ class Fusion {
       interleaved: a.interleaved,
       tables,
       key: this.tableKey(a.tables, length, a.dims),
-      at,
     };
   }
 
@@ -263,35 +283,36 @@ class Fusion {
   }
 
   private build(parts: Parts): void {
-    const { softmax, scores, q, k, v, caches, rotary, mask } = parts;
+    const { site, q, k, v, caches, mask } = parts;
     const { rewriter } = this.context;
-    const { mix } = scores;
-    rewriter.before(mix);
-    const used = new Set([...scores.nodes, ...q.map.nodes, ...k.map.nodes, ...v.map.nodes]);
-    const fresh = caches === undefined ? [] : [caches[0], caches[1]];
-    for (const cache of fresh) if (cache !== undefined) used.add(cache.concat);
-    const from = [...new Set([...used].flatMap((node) => node.from))];
+    const used = new Set([...site.nodes, ...q.map.nodes, ...k.map.nodes, ...v.nodes]);
+    for (const cache of caches ?? []) used.add(cache.concat);
     const { width } = q.map;
-    const total = q.map.scale * k.map.scale * parts.keyScale * scores.scale;
-    rewriter.deriving(from, () => {
-      const tables = rotary === undefined ? undefined : this.tableValues(rotary);
+    const past = site.cache ?? { key: caches?.[0].past, value: caches?.[1].past };
+    const presents = site.cache?.presents ?? caches?.map(({ concat }) => concat.output(0));
+    const anchor = site.output.producer;
+    if (anchor === undefined) return;
+    rewriter.before(anchor);
+    rewriter.deriving([...new Set([...used].flatMap((node) => node.from))], () => {
+      const rotary = this.turnedBy(parts);
       const inputs = [
         this.materialized(q.map),
         this.materialized(k.map),
-        this.materialized(v.map),
-        caches?.[0]?.past,
-        caches?.[1]?.past,
-        tables?.[0],
-        tables?.[1],
-        rotary?.tables.positions,
-        mask?.padding,
-        mask === undefined ? this.biasOf(scores) : undefined,
-        this.sinksOf(scores, q.map.heads),
-        this.gainOf(q.norm, width),
-        this.gainOf(k.norm, width),
+        this.materialized(v),
+        past.key,
+        past.value,
+        rotary?.cos,
+        rotary?.sin,
+        parts.rotary?.tables.positions,
+        mask?.padding ?? site.padding,
+        mask === undefined ? this.biasOf(site) : undefined,
+        this.sinksOf(site, q.map.heads),
+        site.gains[0] ?? this.gainOf(q.norm, width),
+        site.gains[1] ?? this.gainOf(k.norm, width),
       ];
       while (inputs.at(-1) === undefined) inputs.pop();
-      const epsilon = (q.norm ?? k.norm)?.float('epsilon');
+      const epsilon = site.epsilon ?? (q.norm ?? k.norm)?.float('epsilon');
+      const window = Math.min(site.window || Infinity, mask?.window || Infinity);
       const node = rewriter.node(
         'Attention',
         inputs,
@@ -299,34 +320,43 @@ class Fusion {
           heads: int(q.map.heads),
           kvHeads: int(k.map.heads),
           headSize: int(width),
-          scale: float(total),
-          causal: int(mask?.causal === true ? 1 : 0),
-          ...(mask !== undefined && mask.window > 0 ? { window: int(mask.window) } : {}),
-          ...(scores.softcap > 0 ? { softcap: float(scores.softcap) } : {}),
+          scale: float(parts.scale),
+          causal: int(site.causal || mask?.causal === true ? 1 : 0),
+          ...(Number.isFinite(window) ? { window: int(window) } : {}),
+          ...(site.softcap > 0 ? { softcap: float(site.softcap) } : {}),
           ...(rotary === undefined
             ? {}
             : { rotaryDims: int(rotary.dims), interleaved: int(rotary.interleaved ? 1 : 0) }),
           ...(epsilon === undefined ? {} : { normEpsilon: float(epsilon) }),
         },
-        { domain: internalDomain, outputs: caches === undefined ? 1 : 3, name: softmax.name },
+        { domain: internalDomain, outputs: presents === undefined ? 1 : 3, name: site.at.name },
       );
-      const split = rewriter.op('Reshape', [
-        node.output(0),
-        this.shapeConstant(node, [0, 0, q.map.heads, width]),
-      ]);
-      const turned = rewriter.op('Transpose', [split], { perm: ints([0, 2, 1, 3]) });
-      const y =
-        parts.target.length === 0
-          ? turned
-          : rewriter.op('Reshape', [turned, this.shapeConstant(node, parts.target)]);
-      fresh.forEach((cache, index) => {
-        if (cache !== undefined)
-          replaceByNew(rewriter, cache.concat.output(0), node.output(index + 1));
+      const y = site.rows ? node.output(0) : this.apart(node, q.map, parts.target);
+      presents?.forEach((present, index) => {
+        if (present !== undefined) replaceByNew(rewriter, present, node.output(index + 1));
       });
-      replaceByNew(rewriter, mix.output(0), y);
+      replaceByNew(rewriter, site.output, y);
     });
     removeAll(used, this.context);
-    this.context.count(caches === undefined ? 'attention' : 'attention-with-cache');
+    this.context.count(presents === undefined ? 'attention' : 'attention-with-cache');
+  }
+
+  /** Rows of tokens as heads apart, in the shape that the rest of the graph reads. */
+  private apart(node: Node, { heads, width }: HeadMap, target: readonly number[]): Value {
+    const { rewriter } = this.context;
+    const split = rewriter.op('Reshape', [
+      node.output(0),
+      this.shapeConstant(node, [0, 0, heads, width]),
+    ]);
+    const turned = rewriter.op('Transpose', [split], { perm: ints([0, 2, 1, 3]) });
+    if (target.length === 0) return turned;
+    return rewriter.op('Reshape', [turned, this.shapeConstant(node, target)]);
+  }
+
+  private turnedBy({ site, rotary }: Parts): Site['rotary'] {
+    if (rotary === undefined) return site.rotary;
+    const [cos, sin] = this.tableValues(rotary);
+    return { cos, sin, dims: rotary.dims, interleaved: rotary.interleaved };
   }
 
   private shapeConstant(node: Node, sizes: readonly number[]): Value {
@@ -340,16 +370,14 @@ class Fusion {
     const constant = (what: string, values: readonly number[]): Value =>
       rewriter.constant(`${source.name}_${what}`, int64s(values));
     if (order === 'bhsd') {
-      const whole =
-        source.shape?.length === 4
-          ? source
-          : rewriter.op('Reshape', [source, constant('heads', [-1, heads, 0, width])]);
-      const turned = rewriter.op('Transpose', [whole], { perm: ints([0, 2, 1, 3]) });
+      const turned = rewriter.op('Transpose', [source], { perm: ints([0, 2, 1, 3]) });
       return rewriter.op('Reshape', [turned, constant('rows', [0, 0, heads * width])]);
     }
     let rows = source;
-    if (source.shape?.length !== 3)
-      rows = rewriter.op('Reshape', [source, constant('rows', [0, 0, columns])]);
+    if (source.shape?.length !== 3 || source.shape[2] !== columns) {
+      const outer = source.shape?.length === 2 ? this.outerSizes(source, order) : [0, -1];
+      rows = rewriter.op('Reshape', [source, constant('rows', [...outer, columns])]);
+    }
     if (order === 'sbc') rows = rewriter.op('Transpose', [rows], { perm: ints([1, 0, 2]) });
     if (stride !== width) {
       const split = rewriter.op('Reshape', [
@@ -362,6 +390,21 @@ class Fusion {
     return offset === 0 && columns === heads * width
       ? rows
       : this.sliced(rows, offset, heads * width, 2);
+  }
+
+  /** Whether one constant can name the shape of {@link materialized}. */
+  private canMaterialize({ source, order }: HeadMap): boolean {
+    const rank = source.shape?.length;
+    if (order === 'bhsd') return rank === 4;
+    return rank !== 2 || this.outerSizes(source, order).filter((size) => size === -1).length < 2;
+  }
+
+  /** Sizes of the leading axes of a source whose rows are flattened; -1 for open ones. */
+  private outerSizes(source: Value, order: SourceOrder): readonly number[] {
+    const { batch } = this.books;
+    const tokens = divideDims(source.shape?.[0] ?? 1, batch);
+    const [b, t] = [batch, tokens].map((size) => (typeof size === 'number' ? size : -1));
+    return order === 'sbc' ? [t ?? -1, b ?? -1] : [b ?? -1, t ?? -1];
   }
 
   private sliced(x: Value, from: number, count: number, axis: number): Value {
@@ -389,7 +432,7 @@ class Fusion {
   }
 
   /** Masks and biases that stay, as one term. */
-  private biasOf({ biases, hidings }: Scores): Value | undefined {
+  private biasOf({ biases, hidings }: Site): Value | undefined {
     const { rewriter } = this.context;
     const terms = [...biases];
     for (const { condition, when } of hidings) {
@@ -403,7 +446,7 @@ class Fusion {
       : rest.reduce((sum, term) => rewriter.op('Add', [sum, term]), first);
   }
 
-  private sinksOf({ sinks }: Scores, heads: number): Value | undefined {
+  private sinksOf({ sinks }: Site, heads: number): Value | undefined {
     if (sinks?.weight === undefined) return undefined;
     const { rewriter } = this.context;
     return sinks.weight.shape.length === 1
@@ -421,23 +464,29 @@ class Fusion {
   }
 }
 
+/** [batch, heads, tokens, width]; with one head that is the same as tokens first. */
+function isCacheLayout({ source, order, heads, offset, columns, width }: HeadMap): boolean {
+  if (order === 'bhsd') return true;
+  return (
+    order === 'bsc' && heads === 1 && offset === 0 && columns === width && source.shape?.[1] === 1
+  );
+}
+
 interface Turned {
   readonly dims: number;
   readonly interleaved: boolean;
   readonly tables: RotaryTables;
   readonly key: string;
-  readonly at: Node;
 }
 
 interface Parts {
-  readonly softmax: Node;
-  readonly scores: Scores;
+  readonly site: Site;
   readonly q: Projection;
   readonly k: Projection;
-  readonly v: Projection;
-  readonly caches: readonly [Cached | undefined, Cached | undefined] | undefined;
+  readonly v: HeadMap;
+  readonly caches: readonly [Cached, Cached] | undefined;
   readonly rotary: Turned | undefined;
-  readonly mask: ReturnType<typeof explainMasks>;
-  readonly keyScale: number;
+  readonly mask: MaskFound | undefined;
+  readonly scale: number;
   readonly target: readonly number[];
 }

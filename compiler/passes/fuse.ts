@@ -18,5 +18,7 @@ export const fuse: readonly PipelineStep[] = [
   'fuse-gated-mlp',
   // reads projections back to the linear ops, and puts views around itself that clean-up takes away
   'fuse-attention',
+  'fuse-layout',
+  'fuse-qkv',
   ...cleanUp,
 ];

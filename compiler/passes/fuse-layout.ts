@@ -1,0 +1,218 @@
+/**
+ * Takes away views and transposes around linear layers and attention that come to nothing, or to less.
+ *
+ *     Transpose(Reshape(Transpose(Reshape(x))))                        ->   Reshape(Transpose(x)), Reshape(x) or x
+ *     Reshape(Linear(Reshape(x [A, B, K])) [A·B, N])                   ->   Linear(x) [A, B, N]
+ *     Transpose(Linear(Transpose(x, [1, 0, 2])), [1, 0, 2])            ->   Linear(x)
+ *
+ * What a chain does to the order of elements is found by following numbered elements through it, for two
+ * sets of sizes. Exact.
+ */
+import { elementCount, tensor } from '../../runtime/tensor.ts';
+import { Bookkeeping } from '../analyze/bookkeeping.ts';
+import { knownShape, probe } from '../analyze/probe.ts';
+import { ints } from '../ir/attribute.ts';
+import type { Dim } from '../ir/dim.ts';
+import { sameShape } from '../ir/dim.ts';
+import type { Model, Node, Value } from '../ir/graph.ts';
+import { isLinear } from '../ops/fused-linear.ts';
+import { int64s, readNumbers } from '../ops/numbers.ts';
+import { internalDomain } from '../ops/quantized.ts';
+import { removeAll } from './fuse-activation.ts';
+import type { Pass, PassContext } from './pass.ts';
+import { replaceByNew } from './replace.ts';
+import { isView, permutationOf, reshapeTarget, viewOps } from './views.ts';
+
+/** Makes the pass. It has no options. */
+export function fuseLayout(): Pass {
+  return {
+    name: 'fuse-layout',
+    options: {},
+    run(model, context) {
+      const before = context.rewriter.changes;
+      const books = new Bookkeeping(model);
+      for (const node of [...model.graph.nodes()].reverse()) {
+        if (node.graph === undefined || node.domain !== '') continue;
+        if (node.op === 'Reshape') aroundFlatLinear(node, context);
+        if (node.graph !== undefined && node.op === 'Transpose') aroundTurnedLinear(node, context);
+        if (node.graph !== undefined && isLayout(node)) shortenChain(model, node, books, context);
+      }
+      return context.rewriter.changes > before;
+    },
+  };
+}
+
+function isLayout(node: Node | undefined): boolean {
+  return node?.domain === '' && (viewOps.has(node.op) || node.op === 'Transpose');
+}
+
+/** Linear(Reshape(x)) whose rows are put back into the axes they came from. */
+function aroundFlatLinear(node: Node, context: PassContext): void {
+  const linear = node.input(0).producer;
+  if (!isLinear(linear) || linear.inputs[3] !== undefined || linear.graph !== node.graph) return;
+  const flat = linear.input(0).producer;
+  if (flat === undefined || !isView(flat) || linear.output(0).onlyUser !== node) return;
+  const x = flat.input(0);
+  const wanted = node.output(0).shape;
+  const columns = linear.input(0).shape?.at(-1);
+  if (x.shape === undefined || wanted === undefined || x.shape.at(-1) !== columns) return;
+  if (!sameShape(x.shape.slice(0, -1), wanted.slice(0, -1))) return;
+  if (wanted.at(-1) !== linear.output(0).shape?.at(-1)) return;
+  replaceLinear(linear, x, node, context);
+  context.count('flat-linear');
+}
+
+/** Linear(Transpose(x)) whose leading axes are turned back. */
+function aroundTurnedLinear(node: Node, context: PassContext): void {
+  const linear = node.input(0).producer;
+  if (!isLinear(linear) || linear.inputs[3] !== undefined || linear.graph !== node.graph) return;
+  const turn = linear.input(0).producer;
+  if (turn?.op !== 'Transpose' || turn.domain !== '') return;
+  const [first, second] = [permutationOf(turn), permutationOf(node)];
+  const last = (first?.length ?? 0) - 1;
+  if (first === undefined || second === undefined || second.length !== first.length) return;
+  if (first[last] !== last || !second.every((axis, index) => first[axis] === index)) return;
+  // turned several times alike, the turns are one after common subexpressions are
+  if (linear.output(0).onlyUser !== node) return;
+  replaceLinear(linear, turn.input(0), node, context);
+  context.count('turned-linear');
+}
+
+function replaceLinear(linear: Node, x: Value, node: Node, context: PassContext): void {
+  const { rewriter } = context;
+  rewriter.before(node);
+  const made = rewriter.op(
+    'Linear',
+    [x, ...linear.inputs.slice(1)],
+    Object.fromEntries(linear.attributes),
+    { domain: internalDomain, from: linear.from, name: linear.name },
+  );
+  const before = linear.input(0).producer;
+  replaceByNew(rewriter, node.output(0), made);
+  removeAll([node, linear, ...(before === undefined ? [] : [before])], context);
+}
+
+/** Longest chain looked at. */
+const LONGEST = 8;
+
+function shortenChain(model: Model, end: Node, books: Bookkeeping, context: PassContext): void {
+  const root = end.output(0);
+  const chain = [end];
+  for (
+    let node = end.input(0).producer;
+    node !== undefined && isLayout(node) && chain.length < LONGEST;
+  ) {
+    // what something else needs is no part of the chain
+    if (node.output(0).onlyUser !== chain.at(-1)) break;
+    chain.push(node);
+    node = node.input(0).producer;
+  }
+  const transposes = chain.filter(({ op }) => op === 'Transpose').length;
+  const source = chain.at(-1)?.input(0);
+  if (
+    chain.length < 2 ||
+    transposes === 0 ||
+    source?.shape === undefined ||
+    root.shape === undefined
+  )
+    return;
+  const found = orderOf(model, source, root, books);
+  if (found === undefined) return;
+  const turned =
+    found.perm === undefined ? source.shape : found.perm.map((axis) => source.shape?.[axis] ?? 1);
+  const target = sameShape(turned, root.shape)
+    ? []
+    : reshapeTarget(turned as readonly Dim[], root.shape);
+  if (target === undefined) return;
+  const count = (found.perm === undefined ? 0 : 1) + (target.length > 0 ? 1 : 0);
+  if (count >= chain.length || (count === 0 && (root.isOutput || source.producer === undefined)))
+    return;
+  const { rewriter } = context;
+  rewriter.before(end);
+  const from = [...new Set(chain.flatMap((node) => node.from))];
+  let value = source;
+  if (found.perm !== undefined)
+    value = rewriter.op('Transpose', [value], { perm: ints(found.perm) }, { from });
+  if (target.length > 0)
+    value = rewriter.op(
+      'Reshape',
+      [value, rewriter.constant(`${root.name}_shape`, int64s(target))],
+      {},
+      { from },
+    );
+  if (count === 0) rewriter.replaceUses(root, value);
+  else replaceByNew(rewriter, root, value);
+  removeAll(chain, context);
+  context.count('chain');
+}
+
+/** How the elements of `root` are those of `source`: in order, or in the order of a transpose. */
+function orderOf(
+  model: Model,
+  source: Value,
+  root: Value,
+  books: Bookkeeping,
+): { readonly perm: readonly number[] | undefined } | undefined {
+  let perms: readonly (readonly number[])[] | undefined;
+  for (const call of [
+    { batch: 2, sequence: 5, past: 3 },
+    { batch: 3, sequence: 7, past: 2 },
+  ]) {
+    const inputs = books.call(call);
+    const shape = knownShape(source.shape, inputs.sizes);
+    if (shape === undefined || shape.length > 5 || elementCount(shape) > 1 << 22) return undefined;
+    const numbered = tensor(
+      'f32',
+      shape,
+      Float32Array.from({ length: elementCount(shape) }, (_, i) => i),
+    );
+    const given = new Map([...inputs.given, [source, numbered]]);
+    const got = probe(model, root, { sizes: inputs.sizes, given });
+    if (got === undefined || source.dtype !== 'f32') return undefined;
+    const order = readNumbers(got);
+    perms = (perms ?? permutations(shape.length)).filter((perm) => isOrder(order, shape, perm));
+    if (perms.length === 0) return undefined;
+  }
+  const [perm] = perms ?? [];
+  return perm === undefined
+    ? undefined
+    : { perm: perm.every((axis, i) => axis === i) ? undefined : perm };
+}
+
+/** Every order of `rank` axes, the natural one first. */
+function permutations(rank: number): readonly (readonly number[])[] {
+  if (rank === 0) return [[]];
+  return permutations(rank - 1)
+    .flatMap((perm) =>
+      Array.from({ length: rank }, (_, at) => [
+        ...perm.slice(0, rank - 1 - at),
+        rank - 1,
+        ...perm.slice(rank - 1 - at),
+      ]),
+    )
+    .sort((a, b) => (a.join() < b.join() ? -1 : 1));
+}
+
+function isOrder(
+  order: ArrayLike<number>,
+  shape: readonly number[],
+  perm: readonly number[],
+): boolean {
+  const strides = shape.map((_, axis) => shape.slice(axis + 1).reduce((a, b) => a * b, 1));
+  const turned = perm.map((axis) => shape[axis] ?? 1);
+  const steps = perm.map((axis) => strides[axis] ?? 1);
+  const position = turned.map(() => 0);
+  let wanted = 0;
+  for (let i = 0; i < order.length; i++) {
+    if (order[i] !== wanted) return false;
+    for (let axis = turned.length - 1; axis >= 0; axis--) {
+      const size = turned[axis] ?? 1;
+      position[axis] = (position[axis] ?? 0) + 1;
+      wanted += steps[axis] ?? 0;
+      if ((position[axis] ?? 0) < size) break;
+      wanted -= size * (steps[axis] ?? 0);
+      position[axis] = 0;
+    }
+  }
+  return true;
+}
