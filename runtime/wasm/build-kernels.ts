@@ -44,7 +44,15 @@ const maximumPages = 65536;
  * @throws Error with the compiler's messages
  */
 export async function buildKernels(build: KernelBuild): Promise<Uint8Array> {
-  const options = ['-O3', '--noAssert', '--runtime', 'stub', '--importMemory', '--disableWarning', '112'];
+  const options = [
+    '-O3',
+    '--noAssert',
+    '--runtime',
+    'stub',
+    '--importMemory',
+    '--disableWarning',
+    '112',
+  ];
   options.push('--enable', 'simd', '--noExportMemory', '--memoryBase', '64');
   if (build.relaxed) options.push('--enable', 'relaxed-simd');
   if (build.threads) options.push('--enable', 'threads', '--sharedMemory');
@@ -76,7 +84,10 @@ export async function buildKernels(build: KernelBuild): Promise<Uint8Array> {
 /** AssemblyScript has no file extensions in imports; the sources keep them for TypeScript. */
 function readSource(name: string, base: string): string | null {
   try {
-    return readFileSync(join(base, name), 'utf8').replaceAll(/ from '(\.\/[\w-]+)\.ts'/g, " from '$1'");
+    return readFileSync(join(base, name), 'utf8').replaceAll(
+      / from '(\.\/[\w-]+)\.ts'/g,
+      " from '$1'",
+    );
   } catch {
     return null; // asc tries several names for every import
   }

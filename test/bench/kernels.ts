@@ -13,6 +13,7 @@ import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import { compileKernels, instantiateKernels, kernelBytes } from '../../runtime/wasm/module.ts';
 import { chooseVariant, probeKernels } from '../../runtime/wasm/probe.ts';
 import { encodeStep } from '../../runtime/wasm/step.ts';
+import { formatId } from '../support/kernels.ts';
 
 const { values } = parseArgs({
   args: argv.slice(2),
@@ -118,7 +119,7 @@ function linearStep(
     ROWS: rows,
     K: k,
     N: n,
-    FORMAT: abi[format],
+    FORMAT: formatId[format],
     BLOCK: 32,
     GROUPBLOCKS: 1,
     W: w,

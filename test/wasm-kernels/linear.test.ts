@@ -7,6 +7,7 @@ import type { IntegerFormat } from '../support/kernels.ts';
 import {
   KernelBench,
   formatBits,
+  formatId,
   hostVariants,
   noise,
   packCodes,
@@ -44,13 +45,18 @@ function randomMatrix(c: Case, seed: number): Matrix {
   return {
     codes: pick(c.N * c.K, levels, seed),
     scales: noise(c.N * groups, seed + 1).map((v) => halfToFloat(floatToHalf(Math.abs(v) / 50))),
-    zeros: c.asymmetric ? pick(c.N * groups, c.format === 'C4' ? 256 : levels, seed + 2) : undefined,
+    zeros: c.asymmetric
+      ? pick(c.N * groups, c.format === 'C4' ? 256 : levels, seed + 2)
+      : undefined,
     book: c.format === 'C4' ? pick(16, 256, seed + 3) : undefined,
   };
 }
 
 /** The codes, scale and sum of each block of a row, in f32 as the kernel computes them. */
-function quantizeRow(x: Float32Array, block: number): { codes: number[]; scale: number; sum: number }[] {
+function quantizeRow(
+  x: Float32Array,
+  block: number,
+): { codes: number[]; scale: number; sum: number }[] {
   return Array.from({ length: Math.ceil(x.length / block) }, (_, b) => {
     const part = Array.from({ length: block }, (_unused, i) => x[b * block + i] ?? 0);
     const peak = Math.max(...part.map(Math.abs));
@@ -85,7 +91,11 @@ function reference(c: Case, m: Matrix, row: ReturnType<typeof quantizeRow>, n: n
   return y;
 }
 
-function place(bench: KernelBench, c: Case, m: Matrix): { W: number; SCALES: number; ZEROS: number; CODEBOOK: number } {
+function place(
+  bench: KernelBench,
+  c: Case,
+  m: Matrix,
+): { W: number; SCALES: number; ZEROS: number; CODEBOOK: number } {
   const { groups } = sizes(c);
   const scales = Uint16Array.from(packGroups(m.scales, c.N, groups), floatToHalf);
   return {
@@ -99,7 +109,15 @@ function place(bench: KernelBench, c: Case, m: Matrix): { W: number; SCALES: num
 function quantize(bench: KernelBench, c: Case, x: Float32Array, rows: number): number {
   const { blocks } = sizes(c);
   const Y = bench.allot(rows * blocks * (3 * c.block + 8));
-  bench.run('QUANTIZE', { X: bench.floats(x), XROW: c.K * 4, Y, ROWS: rows, K: c.K, BLOCK: c.block, FORMS: 3 });
+  bench.run('QUANTIZE', {
+    X: bench.floats(x),
+    XROW: c.K * 4,
+    Y,
+    ROWS: rows,
+    K: c.K,
+    BLOCK: c.block,
+    FORMS: 3,
+  });
   return Y;
 }
 
@@ -126,15 +144,27 @@ for (const variant of await hostVariants())
       const X = quantize(bench, c, x, rows);
       const y = bench.allot(rows * c.N * 4);
       bench.run('LINEAR', {
-        X, Y: y, YROW: c.N * 4, ROWS: rows, K: c.K, N: c.N, FORMAT: abi[c.format], BLOCK: c.block,
-        GROUPBLOCKS: c.groupBlocks, ...place(bench, c, m),
+        X,
+        Y: y,
+        YROW: c.N * 4,
+        ROWS: rows,
+        K: c.K,
+        N: c.N,
+        FORMAT: formatId[c.format],
+        BLOCK: c.block,
+        GROUPBLOCKS: c.groupBlocks,
+        ...place(bench, c, m),
       });
       const got = bench.readFloats(y, rows * c.N);
       for (let row = 0; row < rows; row++) {
         const quantized = quantizeRow(x.subarray(row * c.K, (row + 1) * c.K), c.block);
         assert.equal(quantized.length, blocks);
         for (let n = 0; n < c.N; n++)
-          assert.equal(got[row * c.N + n], f(reference(c, m, quantized, n) + 0), `row ${row}, output ${n}`);
+          assert.equal(
+            got[row * c.N + n],
+            f(reference(c, m, quantized, n) + 0),
+            `row ${row}, output ${n}`,
+          );
       }
     });
 
@@ -149,10 +179,24 @@ for (const variant of await hostVariants())
     const second = place(bench, c, up);
     const y = bench.floats(residual);
     bench.run('LINEAR', {
-      X: quantize(bench, c, x, rows), Y: y, YROW: c.N * 4, ROWS: rows, K: c.K, N: c.N, FORMAT: abi.W4, BLOCK: 32,
-      GROUPBLOCKS: 1, ...place(bench, c, gate), BIAS: bench.floats(bias), ACTIVATION: abi.ACT_LEAKYRELU,
-      ALPHA: floatBits(0.25), RESIDUAL: y, RESIDUALROW: c.N * 4,
-      W2: second.W, SCALES2: second.SCALES, BIAS2: bench.floats(bias2),
+      X: quantize(bench, c, x, rows),
+      Y: y,
+      YROW: c.N * 4,
+      ROWS: rows,
+      K: c.K,
+      N: c.N,
+      FORMAT: abi.W4,
+      BLOCK: 32,
+      GROUPBLOCKS: 1,
+      ...place(bench, c, gate),
+      BIAS: bench.floats(bias),
+      ACTIVATION: abi.ACT_LEAKYRELU,
+      ALPHA: floatBits(0.25),
+      RESIDUAL: y,
+      RESIDUALROW: c.N * 4,
+      W2: second.W,
+      SCALES2: second.SCALES,
+      BIAS2: bench.floats(bias2),
     });
     const got = bench.readFloats(y, rows * c.N);
     for (let row = 0; row < rows; row++) {
@@ -175,8 +219,17 @@ for (const variant of await hostVariants())
       const ids = [0, c.N - 1, 5, -1, c.N + 100];
       const y = bench.allot(ids.length * c.K * 4);
       bench.run('EMBED', {
-        IDS: bench.longs(ids), IDTYPE: abi.TYPE_I64, Y: y, ROWS: ids.length, K: c.K, N: c.N, FORMAT: abi[c.format],
-        BLOCK: c.block, GROUPBLOCKS: c.groupBlocks, ...place(bench, c, m), MULTIPLY: floatBits(1),
+        IDS: bench.longs(ids),
+        IDTYPE: abi.TYPE_I64,
+        Y: y,
+        ROWS: ids.length,
+        K: c.K,
+        N: c.N,
+        FORMAT: formatId[c.format],
+        BLOCK: c.block,
+        GROUPBLOCKS: c.groupBlocks,
+        ...place(bench, c, m),
+        MULTIPLY: floatBits(1),
       });
       const got = bench.readFloats(y, ids.length * c.K);
       [0, c.N - 1, 5, c.N - 1, c.N - 1].forEach((n, i) => {

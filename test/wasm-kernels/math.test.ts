@@ -55,30 +55,174 @@ interface Function {
 const act = (kind: number): number => abi.EX_ACTIVATION + kind;
 // f32 rounds at 6e-8; a function of few operations stays within a few of these
 const functions: readonly Function[] = [
-  { name: 'exp', op: abi.EX_EXP, of: Math.exp, x: spread(-87.3, 88.7), relative: 1.5e-7, absolute: 0 },
-  { name: 'log', op: abi.EX_LOG, of: Math.log, x: spread(1e-6, 4), relative: 1.5e-7, absolute: 6e-8 },
-  { name: 'log of large values', op: abi.EX_LOG, of: Math.log, x: spread(4, 3e38), relative: 1.5e-7, absolute: 0 },
+  {
+    name: 'exp',
+    op: abi.EX_EXP,
+    of: Math.exp,
+    x: spread(-87.3, 88.7),
+    relative: 1.5e-7,
+    absolute: 0,
+  },
+  {
+    name: 'log',
+    op: abi.EX_LOG,
+    of: Math.log,
+    x: spread(1e-6, 4),
+    relative: 1.5e-7,
+    absolute: 6e-8,
+  },
+  {
+    name: 'log of large values',
+    op: abi.EX_LOG,
+    of: Math.log,
+    x: spread(4, 3e38),
+    relative: 1.5e-7,
+    absolute: 0,
+  },
   { name: 'erf', op: abi.EX_ERF, of: erf, x: spread(-5, 5), relative: 2.5e-7, absolute: 0 },
   // three-part reduction: absolute, because the function crosses 0 where the argument has few digits
-  { name: 'sin', op: abi.EX_SIN, of: Math.sin, x: spread(-1000, 1000), relative: 0, absolute: 2e-7 },
-  { name: 'cos', op: abi.EX_COS, of: Math.cos, x: spread(-1000, 1000), relative: 0, absolute: 2e-7 },
-  { name: 'tanh', op: act(abi.ACT_TANH), of: Math.tanh, x: spread(-12, 12), relative: 2.5e-7, absolute: 0 },
-  { name: 'sigmoid', op: act(abi.ACT_SIGMOID), of: sigmoid, x: spread(-80, 80), relative: 2.5e-7, absolute: 0 },
-  { name: 'silu', op: act(abi.ACT_SILU), of: (x) => x * sigmoid(x), x: spread(-40, 40), relative: 4e-7, absolute: 0 },
+  {
+    name: 'sin',
+    op: abi.EX_SIN,
+    of: Math.sin,
+    x: spread(-1000, 1000),
+    relative: 0,
+    absolute: 2e-7,
+  },
+  {
+    name: 'cos',
+    op: abi.EX_COS,
+    of: Math.cos,
+    x: spread(-1000, 1000),
+    relative: 0,
+    absolute: 2e-7,
+  },
+  {
+    name: 'tanh',
+    op: act(abi.ACT_TANH),
+    of: Math.tanh,
+    x: spread(-12, 12),
+    relative: 2.5e-7,
+    absolute: 0,
+  },
+  {
+    name: 'sigmoid',
+    op: act(abi.ACT_SIGMOID),
+    of: sigmoid,
+    x: spread(-80, 80),
+    relative: 2.5e-7,
+    absolute: 0,
+  },
+  {
+    name: 'silu',
+    op: act(abi.ACT_SILU),
+    of: (x) => x * sigmoid(x),
+    x: spread(-40, 40),
+    relative: 4e-7,
+    absolute: 0,
+  },
   // 1 + erf cancels for negative x: absolute there
-  { name: 'gelu', op: act(abi.ACT_GELU), of: gelu, x: spread(-8, 8), relative: 5e-7, absolute: 5e-7 },
-  { name: 'gelu-tanh', op: act(abi.ACT_GELUTANH), of: (x) => gelu(x, true), x: spread(-8, 8), relative: 5e-7, absolute: 5e-7 },
+  {
+    name: 'gelu',
+    op: act(abi.ACT_GELU),
+    of: gelu,
+    x: spread(-8, 8),
+    relative: 5e-7,
+    absolute: 5e-7,
+  },
+  {
+    name: 'gelu-tanh',
+    op: act(abi.ACT_GELUTANH),
+    of: (x) => gelu(x, true),
+    x: spread(-8, 8),
+    relative: 5e-7,
+    absolute: 5e-7,
+  },
   // the product 1.702 x is rounded, which the exponential magnifies by |x|
-  { name: 'quick-gelu', op: act(abi.ACT_QUICKGELU), of: (x) => x * sigmoid(1.702 * x), x: spread(-20, 20), relative: 3e-6, absolute: 0 },
-  { name: 'softplus', op: act(abi.ACT_SOFTPLUS), of: softplus, x: spread(-60, 60), relative: 4e-7, absolute: 0 },
-  { name: 'mish', op: act(abi.ACT_MISH), of: (x) => x * Math.tanh(softplus(x)), x: spread(-30, 30), relative: 6e-7, absolute: 0 },
-  { name: 'elu', op: act(abi.ACT_ELU), of: (x) => (x < 0 ? 0.5 * Math.expm1(x) : x), x: spread(-20, 20), relative: 6e-7, absolute: 0, constants: [0.5, 0] },
-  { name: 'relu', op: act(abi.ACT_RELU), of: (x) => Math.max(x, 0), x: spread(-3, 3), relative: 0, absolute: 0 },
-  { name: 'relu6', op: act(abi.ACT_RELU6), of: (x) => Math.min(Math.max(x, 0), 6), x: spread(-3, 9), relative: 0, absolute: 0 },
-  { name: 'leaky-relu', op: act(abi.ACT_LEAKYRELU), of: (x) => (x < 0 ? 0.1 * x : x), x: spread(-3, 3), relative: 1.2e-7, absolute: 0, constants: [0.1, 0] },
-  { name: 'clip', op: act(abi.ACT_CLIP), of: (x) => Math.min(Math.max(x, -0.5), 2), x: spread(-3, 3), relative: 0, absolute: 0, constants: [-0.5, 2] },
-  { name: 'hard-sigmoid', op: act(abi.ACT_HARDSIGMOID), of: (x) => Math.min(Math.max(0.25 * x + 0.5, 0), 1), x: spread(-4, 4), relative: 1.2e-7, absolute: 0, constants: [0.25, 0.5] },
-  { name: 'hard-swish', op: act(abi.ACT_HARDSWISH), of: (x) => x * Math.min(Math.max(x / 6 + 0.5, 0), 1), x: spread(-4, 4), relative: 3e-7, absolute: 2e-7 },
+  {
+    name: 'quick-gelu',
+    op: act(abi.ACT_QUICKGELU),
+    of: (x) => x * sigmoid(1.702 * x),
+    x: spread(-20, 20),
+    relative: 3e-6,
+    absolute: 0,
+  },
+  {
+    name: 'softplus',
+    op: act(abi.ACT_SOFTPLUS),
+    of: softplus,
+    x: spread(-60, 60),
+    relative: 4e-7,
+    absolute: 0,
+  },
+  {
+    name: 'mish',
+    op: act(abi.ACT_MISH),
+    of: (x) => x * Math.tanh(softplus(x)),
+    x: spread(-30, 30),
+    relative: 6e-7,
+    absolute: 0,
+  },
+  {
+    name: 'elu',
+    op: act(abi.ACT_ELU),
+    of: (x) => (x < 0 ? 0.5 * Math.expm1(x) : x),
+    x: spread(-20, 20),
+    relative: 6e-7,
+    absolute: 0,
+    constants: [0.5, 0],
+  },
+  {
+    name: 'relu',
+    op: act(abi.ACT_RELU),
+    of: (x) => Math.max(x, 0),
+    x: spread(-3, 3),
+    relative: 0,
+    absolute: 0,
+  },
+  {
+    name: 'relu6',
+    op: act(abi.ACT_RELU6),
+    of: (x) => Math.min(Math.max(x, 0), 6),
+    x: spread(-3, 9),
+    relative: 0,
+    absolute: 0,
+  },
+  {
+    name: 'leaky-relu',
+    op: act(abi.ACT_LEAKYRELU),
+    of: (x) => (x < 0 ? 0.1 * x : x),
+    x: spread(-3, 3),
+    relative: 1.2e-7,
+    absolute: 0,
+    constants: [0.1, 0],
+  },
+  {
+    name: 'clip',
+    op: act(abi.ACT_CLIP),
+    of: (x) => Math.min(Math.max(x, -0.5), 2),
+    x: spread(-3, 3),
+    relative: 0,
+    absolute: 0,
+    constants: [-0.5, 2],
+  },
+  {
+    name: 'hard-sigmoid',
+    op: act(abi.ACT_HARDSIGMOID),
+    of: (x) => Math.min(Math.max(0.25 * x + 0.5, 0), 1),
+    x: spread(-4, 4),
+    relative: 1.2e-7,
+    absolute: 0,
+    constants: [0.25, 0.5],
+  },
+  {
+    name: 'hard-swish',
+    op: act(abi.ACT_HARDSWISH),
+    of: (x) => x * Math.min(Math.max(x / 6 + 0.5, 0), 1),
+    x: spread(-4, 4),
+    relative: 3e-7,
+    absolute: 2e-7,
+  },
 ];
 
 for (const variant of await hostVariants()) {
@@ -93,7 +237,10 @@ for (const variant of await hostVariants()) {
         const share = error / (relative * Math.abs(want) + absolute + 1e-45);
         if (!(share <= worst)) [worst, at] = [share, i];
       });
-      assert.ok(worst <= 1, `at ${x[at]}: got ${got[at]}, want ${of(x[at] ?? 0)}, ${worst} of the bound`);
+      assert.ok(
+        worst <= 1,
+        `at ${x[at]}: got ${got[at]}, want ${of(x[at] ?? 0)}, ${worst} of the bound`,
+      );
     });
 
   test(`${variant}: functions end where f32 does`, async () => {
@@ -127,9 +274,17 @@ for (const variant of await hostVariants()) {
     ];
     for (const [op, of] of cases) {
       const want = Array.from(a, (x, i) => Math.fround(of(x, b[i] ?? 0)) + 0);
-      assert.deepEqual(Array.from(apply(bench, op, [a, b]), (v) => v + 0), want, `op ${op}`);
+      assert.deepEqual(
+        Array.from(apply(bench, op, [a, b]), (v) => v + 0),
+        want,
+        `op ${op}`,
+      );
     }
-    const where = apply(bench, abi.EX_WHERE, [Float32Array.of(1, 0, 0, 2), a.slice(0, 4), b.slice(0, 4)]);
+    const where = apply(bench, abi.EX_WHERE, [
+      Float32Array.of(1, 0, 0, 2),
+      a.slice(0, 4),
+      b.slice(0, 4),
+    ]);
     assert.deepEqual(Array.from(where), [5.5, 2, 2, 0]);
   });
 
@@ -138,11 +293,16 @@ for (const variant of await hostVariants()) {
     const a = Float32Array.of(3, -3, 0.5, 10, 2, -2, 0, 1.5);
     const powers = (b: number): number[] =>
       Array.from(apply(bench, abi.EX_POW, [a, new Float32Array(8).fill(b)]));
-    for (const b of [2, 1, 3, -1]) assert.deepEqual(powers(b), Array.from(a, (x) => Math.fround(x ** b)));
+    for (const b of [2, 1, 3, -1])
+      assert.deepEqual(
+        powers(b),
+        Array.from(a, (x) => Math.fround(x ** b)),
+      );
     for (const b of [5, 2.5, -3, 0.3])
       powers(b).forEach((got, i) => {
         const want = (a[i] ?? 0) ** b;
-        if (Number.isFinite(want)) assert.ok(Math.abs(got - want) <= 1e-5 * Math.abs(want) + 1e-30, `${a[i]}^${b}: ${got}`);
+        if (Number.isFinite(want))
+          assert.ok(Math.abs(got - want) <= 1e-5 * Math.abs(want) + 1e-30, `${a[i]}^${b}: ${got}`);
         else assert.equal(got, want, `${a[i]}^${b}`);
       });
   });

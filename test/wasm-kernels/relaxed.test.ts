@@ -18,7 +18,9 @@ test(
   'every kernel test passes with the relaxed binary under Node 22',
   { skip: typeof newer === 'string' ? false : newer.message },
   () => {
-    const script = files.map((name) => `await import(${JSON.stringify(join(folder, name))});`).join('');
+    const script = files
+      .map((name) => `await import(${JSON.stringify(join(folder, name))});`)
+      .join('');
     const { status, stdout, stderr } = spawnSync(
       String(newer),
       ['--import', 'tsx', '--test-reporter', 'tap', '--input-type=module', '-e', script],
