@@ -1,4 +1,5 @@
 /** What compile() takes and gives. */
+import type { FettleError } from '../runtime/errors.ts';
 import type { Manifest } from '../runtime/manifest.ts';
 import type { Target } from '../targets/target.ts';
 import type { BundleRunner } from './emit/expected.ts';
@@ -63,10 +64,20 @@ export interface CompiledBundle {
   readonly warnings: readonly string[];
 }
 
+/** A target that was asked for and cannot run the model. */
+export interface RefusedTarget {
+  /** Its id. */
+  readonly target: string;
+  /** Why, with every missing op. */
+  readonly error: FettleError;
+}
+
 /** What a compilation did. */
 export interface CompileResult {
-  /** One per target, in their order. */
+  /** One per target that runs the model, in their order. */
   readonly bundles: readonly CompiledBundle[];
+  /** Targets left out because their engine cannot run the model; absent when there are none. */
+  readonly refused?: readonly RefusedTarget[];
   /** What every pass did: the shared front half, then target by target. */
   readonly passes: readonly PassReport[];
   /** Largest loss of quality that was measured. */

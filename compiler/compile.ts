@@ -10,7 +10,7 @@ import type { Target } from '../targets/target.ts';
 import type { BuiltBundle } from './build-bundle.ts';
 import { buildBundle } from './build-bundle.ts';
 import { checkTargetFormat } from './choose-format.ts';
-import type { CompileOptions, CompileResult, Quality } from './compile-options.ts';
+import type { CompileOptions, CompileResult, Quality, RefusedTarget } from './compile-options.ts';
 import { relativeLoss } from './compile-options.ts';
 import type { Output } from './emit/output.ts';
 import { openOutput } from './emit/output.ts';
@@ -22,7 +22,8 @@ import type { ModelSource } from './source.ts';
 
 /**
  * Compiles a model into one bundle per target. All bundles appear at the end, complete, or none does;
- * what was at their places before is replaced then.
+ * what was at their places before is replaced then. Of several targets, those whose engine cannot run
+ * the model are left out with a warning, as long as one of them can.
  *
  * @param source - a model with what lies beside it, from `openSource`
  * @param options - targets, recipe and where to write
@@ -52,24 +53,45 @@ export async function compile(
       outputs.push(openOutput(files, placeOf(options.out, target, targets.length)));
     const fronts = new FrontHalves(source, recipe, options);
     const built: BuiltBundle[] = [];
+    const finished: Output[] = [];
+    const refused: RefusedTarget[] = [];
     for (const [index, target] of targets.entries()) {
       const output = outputs[index];
       if (output === undefined) continue;
-      const front = await fronts.of(target);
-      built.push(await buildBundle({ front, target, output, recipe, options }));
+      try {
+        const front = await fronts.of(target);
+        built.push(await buildBundle({ front, target, output, recipe, options }));
+        finished.push(output);
+      } catch (error) {
+        // what one engine cannot run another one of the list may: that is what naming several is for
+        if (targets.length === 1 || !isRefusal(error)) throw error;
+        refused.push({ target: target.id, error });
+        options.log?.warn(`No bundle for "${target.id}": ${error.message}`);
+      }
     }
     throwIfAborted(options.signal);
-    for (const output of outputs) output.publish();
+    const [first] = refused;
+    if (built.length === 0 && first !== undefined) throw first.error;
+    for (const output of finished) output.publish();
     const loss = worstLoss(built.flatMap(({ bundle }) => bundle.quality ?? []));
     return {
       bundles: built.map(({ bundle }) => bundle),
       passes: [...fronts.reports, ...built.flatMap(({ reports }) => reports)],
+      ...(refused.length === 0 ? {} : { refused }),
       ...(loss === undefined ? {} : { loss }),
       wallMs: performance.now() - start,
     };
   } finally {
     for (const output of outputs) output.discard();
   }
+}
+
+/** Whether a target cannot run the model at all; budgets and broken models concern every target. */
+function isRefusal(error: unknown): error is FettleError {
+  return (
+    error instanceof FettleError &&
+    (error.code === 'OP_UNSUPPORTED' || error.code === 'SHAPE_UNKNOWN')
+  );
 }
 
 function resolveTargets(options: CompileOptions, recipe: Recipe): readonly Target[] {
@@ -94,7 +116,11 @@ function resolveTargets(options: CompileOptions, recipe: Recipe): readonly Targe
 }
 
 function placeOf(out: string, target: Target, count: number): string {
-  if (out === '') throw new FettleError('USAGE', 'No output is named.', { at: { option: 'out' }, fix: 'Name a folder, or a file that ends in .fettle.' });
+  if (out === '')
+    throw new FettleError('USAGE', 'No output is named.', {
+      at: { option: 'out' },
+      fix: 'Name a folder, or a file that ends in .fettle.',
+    });
   if (count === 1) return out;
   if (out.endsWith('.fettle')) return out.replace(/fettle$/, `${target.id}.fettle`);
   return `${out.replace(/[/\\]+$/, '')}/${target.id}`;

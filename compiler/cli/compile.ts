@@ -188,6 +188,8 @@ function describe(result: CompileResult, peakRssBytes: number, explain: boolean)
   ];
   for (const { warnings } of result.bundles)
     parts.push(...warnings.map((one) => `warning: ${one}`));
+  for (const { target, error } of result.refused ?? [])
+    parts.push(`warning: no bundle for ${target}: ${error.message}`);
   if (result.loss !== undefined)
     parts.push(
       `${result.loss.metric}: ${result.loss.before.toPrecision(6)} before, ${result.loss.after.toPrecision(6)} after`,

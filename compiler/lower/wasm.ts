@@ -11,7 +11,7 @@ import { FettleError } from '../../runtime/errors.ts';
 import type { DecoderSpec } from '../../runtime/manifest.ts';
 import { batchAxis } from '../emit/open-sizes.ts';
 import type { Dim } from '../ir/dim.ts';
-import { multiplyDims, symbolsOf } from '../ir/dim.ts';
+import { multiplyDims, substituteDim, symbolsOf } from '../ir/dim.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import { isDequantize } from '../ops/quantized.ts';
 import type { EncodedPlan } from './encode-plan.ts';
@@ -50,9 +50,10 @@ const LOGIT_BYTES = 4 << 20;
  */
 export function lowerForWasm(model: Model, options: WasmOptions): EncodedPlan {
   const { decoder, threads } = options;
-  const context = decoder?.contextLength ?? options.sequence ?? DEFAULT_SEQUENCE;
-  const limit = decoder === undefined ? context : (options.chunk ?? DEFAULT_CHUNK);
   const { sizes, open } = namedSizes(model, decoder);
+  const longest = decoder?.contextLength ?? options.sequence ?? DEFAULT_SEQUENCE;
+  const context = Math.min(longest, longestSlice(model, sizes));
+  const limit = decoder === undefined ? context : (options.chunk ?? DEFAULT_CHUNK);
   const chunk = Math.min(limit, context);
   const lowering = new Lowering(model, decoder, { sizes, chunk, context, threads });
   if (open !== undefined)
@@ -122,6 +123,20 @@ function namedSizes(
     );
   for (const symbol of open) sizes.set(symbol, S);
   return { sizes, open: open[0] };
+}
+
+/** Tokens there are positions for, where a table is cut to the length of the input. */
+function longestSlice(model: Model, sizes: ReadonlyMap<string, Dim>): number {
+  let most = Infinity;
+  for (const node of model.graph.nodes()) {
+    if (node.op !== 'Slice') continue;
+    const [from, to] = [node.inputs[0]?.shape, node.outputs[0]?.shape];
+    to?.forEach((dim, axis) => {
+      const size = from?.[axis];
+      if (typeof size === 'number' && substituteDim(dim, sizes) === S) most = Math.min(most, size);
+    });
+  }
+  return most;
 }
 
 /** Whether an open size is the height or width of an image. */

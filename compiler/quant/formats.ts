@@ -151,7 +151,7 @@ function integer(bits: CodeBits, group: GroupSize, symmetric: boolean): IntegerF
     bits,
     group,
     symmetric,
-    engines: ['ort'],
+    engines: ['wasm', 'ort'],
     supported: true,
     summary:
       `${bits}-bit codes, ${symmetric ? 'symmetric' : 'asymmetric'}, ` +
@@ -169,7 +169,7 @@ function float(dtype: 'f32' | 'f16', bits: number, errorBound: number): FloatFor
     name: dtype,
     dtype,
     bits,
-    engines: ['ort'],
+    engines: ['wasm', 'ort'],
     supported: true,
     summary,
     errorBound,

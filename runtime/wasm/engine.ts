@@ -12,7 +12,7 @@ import type {
   Sequence,
 } from '../engine.ts';
 import { FettleError, throwIfAborted } from '../errors.ts';
-import type { Manifest } from '../manifest.ts';
+import type { DimSpec, Manifest } from '../manifest.ts';
 import type { Plan, PlanTensor } from '../plan.ts';
 import { decodePlan, sizeOf } from '../plan.ts';
 import type { Tensor } from '../tensor.ts';
@@ -27,7 +27,7 @@ import type { KernelFeatures } from './probe.ts';
 import { chooseVariant, probeKernels } from './probe.ts';
 import type { CacheOwner } from './sequence.ts';
 import { tensorNamed, WasmSequence } from './sequence.ts';
-import { readTensor, writeTensor } from './tensors.ts';
+import { itemOf, joinItems, readTensor, writeTensor } from './tensors.ts';
 
 /** Options of the WASM engine. */
 export interface WasmOptions {
@@ -195,7 +195,7 @@ class PlanProgram implements WasmProgram {
 
   async run(feeds: Readonly<Record<string, Tensor | Held>>): Promise<RunResult> {
     const { decoder } = this.#manifest;
-    const outputs = decoder === undefined ? this.#call(feeds) : await this.#logits(feeds);
+    const outputs = decoder === undefined ? await this.#items(feeds) : await this.#logits(feeds);
     return { outputs, held: {} };
   }
 
@@ -233,6 +233,37 @@ class PlanProgram implements WasmProgram {
     const data = await this.#sequence().feed(list, true);
     const shape = [1, list.length, decoder.vocabulary];
     return { [decoder.logits]: { dtype: 'f32', shape, data } };
+  }
+
+  /** The plan is for one item of a batch whose size the model leaves open: they run one by one. */
+  async #items(feeds: Readonly<Record<string, Tensor | Held>>): Promise<Record<string, Tensor>> {
+    const { inputs, outputs } = this.#manifest;
+    const batched = (shape: readonly DimSpec[]): boolean => typeof shape[0] === 'string';
+    const planned = tensorsOf(this.#plan.layout.inputs);
+    const open = inputs.filter(
+      ({ name, shape }) => batched(shape) && planned.get(name)?.shape[0]?.[1] === 0,
+    );
+    const first = feeds[open[0]?.name ?? ''];
+    const items = first !== undefined && 'data' in first ? (first.shape[0] ?? 1) : 1;
+    if (items === 1) return this.#call(feeds);
+    const results: Record<string, Tensor>[] = [];
+    for (let item = 0; item < items; item++) {
+      const own: Record<string, Tensor | Held> = { ...feeds };
+      for (const { name } of open) {
+        const feed = feeds[name];
+        if (feed === undefined || !('data' in feed)) throw held();
+        own[name] = itemOf(feed, item, items);
+      }
+      results.push(this.#call(own));
+    }
+    return Object.fromEntries(
+      outputs.flatMap(({ name, shape }) => {
+        const parts = results.flatMap((result) => result[name] ?? []);
+        const [part] = parts;
+        if (part === undefined) return [];
+        return [[name, batched(shape) && part.shape[0] === 1 ? joinItems(parts) : part]];
+      }),
+    );
   }
 
   #call(feeds: Readonly<Record<string, Tensor | Held>>): Record<string, Tensor> {
@@ -285,6 +316,10 @@ class PlanProgram implements WasmProgram {
       ? this.#executor.floats(address, count)
       : this.#executor.integers(address, count);
   }
+}
+
+function tensorsOf(tensors: readonly PlanTensor[]): ReadonlyMap<string, PlanTensor> {
+  return new Map(tensors.map((tensor) => [tensor.name, tensor]));
 }
 
 function held(): FettleError {

@@ -43,6 +43,27 @@ export function readTensor(
   return made;
 }
 
+/** Item `index` of a batch of `items` along axis 0, sharing storage. */
+export function itemOf({ dtype, shape, data }: Tensor, index: number, items: number): Tensor {
+  if (shape[0] !== items) throw outOfRange('shape[0]', `${items}, as of the first input`, shape[0]);
+  const count = elementCount(shape) / items;
+  const part = (data as Float32Array).subarray(index * count, (index + 1) * count);
+  return { dtype, shape: [1, ...shape.slice(1)], data: part };
+}
+
+/** Items of a batch as one tensor. */
+export function joinItems(items: readonly Tensor[]): Tensor {
+  const [first] = items;
+  if (first === undefined) throw outOfRange('items.length', 'at least 1', 0);
+  const { dtype } = first;
+  const made = zeros(dtype, [items.length, ...first.shape.slice(1)]);
+  const count = elementCount(first.shape);
+  items.forEach(({ data }, index) =>
+    (made.data as Float32Array).set(data as Float32Array, index * count),
+  );
+  return made;
+}
+
 const word = new DataView(new ArrayBuffer(4));
 
 function fromBrain(pattern: number): number {
