@@ -34,10 +34,10 @@ import { encodeCanaries } from './canaries.ts';
 import { jsonBytes } from './json.ts';
 import type { EncodedPlan } from '../lower/encode-plan.ts';
 import type { WeightLayout } from './layout.ts';
-import { layoutWeights } from './layout.ts';
+import { INLINE_BYTES, layoutWeights } from './layout.ts';
 import { slimGraph } from './slim.ts';
 import type { WriteControl } from './weights.ts';
-import { writeWeights } from './weights.ts';
+import { holdsNotFinite, writeWeights } from './weights.ts';
 
 /** Name under which the graph refers to the weight buffer. */
 const EXTERNAL_DATA = 'weights.bin';
@@ -128,10 +128,22 @@ export class BundleWriter {
     this.text = this.writeText();
     const { files, notFinite } = await writeWeights(this.files, this.folder, this.layout, control);
     this.weightFiles = files;
-    this.found = notFinite.map(
+    this.found = [...this.notFiniteInGraph(), ...notFinite].map(
       (name) => `Weight "${name}" holds NaN or infinity; it is kept as it is.`,
     );
     this.writeManifest();
+  }
+
+  /** Names of the small weights with NaN or infinity that are stored in the graph. */
+  private notFiniteInGraph(): string[] {
+    if (this.contents.plan !== undefined) return [];
+    const names: string[] = [];
+    for (const graph of this.contents.program.graph.allGraphs())
+      for (const { name, weight, useCount } of graph.constants) {
+        if (weight === undefined || useCount === 0 || weight.byteLength >= INLINE_BYTES) continue;
+        if (holdsNotFinite(weight.dtype, weight.bytes())) names.push(name);
+      }
+    return names;
   }
 
   /** Adds canaries to a bundle that has been written. */

@@ -33,6 +33,9 @@ export interface Canary {
   readonly outputs: Tensors;
 }
 
+/** Elements of all inputs of a canary: a bundle should not grow by its checks. */
+const INPUT_ELEMENTS = 1 << 22;
+
 /** Sizes a canary uses where the model leaves them open. */
 const FIRST_TOKENS = 2;
 const PAST_TOKENS = 2;
@@ -107,12 +110,15 @@ function plainInputs(model: Model, seed: number, steps: number): Tensors {
         if (!sizes.has(symbol))
           sizes.set(symbol, axis === batchAxis(shape) ? 1 : shape.length === 4 ? PIXELS : steps);
     });
-  return new Map(
-    model.graph.inputs.map((input) => {
-      const shape = sizesOf(input, sizes);
-      return [input.name, randomTensor(input, shape, random)];
-    }),
-  );
+  const shapes = model.graph.inputs.map((input) => [input, sizesOf(input, sizes)] as const);
+  // before anything is allocated
+  const elements = shapes.reduce((sum, [, shape]) => sum + elementCount(shape), 0);
+  if (elements > INPUT_ELEMENTS)
+    throw new FettleError('SHAPE_UNKNOWN', `The inputs have ${elements} elements: too many.`, {
+      at: { elements },
+      fix: 'Fix smaller sizes with --shape, or compile without canaries.',
+    });
+  return new Map(shapes.map(([input, shape]) => [input.name, randomTensor(input, shape, random)]));
 }
 
 function decoderInputs(

@@ -72,7 +72,7 @@ export async function makeCanaries(options: ExpectedOptions): Promise<readonly C
       if (error instanceof FettleError && broken.has(error.code)) throw error;
       if (why === '') why = error instanceof Error ? error.message : String(error);
     }
-  return `made-up inputs did not run: ${why}`;
+  return `made-up inputs did not run: ${why.trim().replace(/\.+$/, '')}`;
 }
 
 async function casesFor(options: ExpectedOptions, steps: number): Promise<readonly Canary[]> {

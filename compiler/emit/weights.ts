@@ -63,8 +63,8 @@ export async function writeWeights(
   }
 }
 
-/** Whether bytes of floats hold NaN or +infinity. */
-function holdsNotFinite(dtype: DType, piece: Uint8Array): boolean {
+/** Whether bytes of floats hold NaN or +infinity; -infinity is what masks are made of. */
+export function holdsNotFinite(dtype: DType, piece: Uint8Array): boolean {
   if (dtype !== 'f32' && dtype !== 'f16' && dtype !== 'bf16') return false;
   const patterns = viewBytes(dtype === 'f32' ? 'u32' : 'u16', piece) as Uint32Array | Uint16Array;
   const [infinity, sign] =

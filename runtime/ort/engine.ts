@@ -152,7 +152,7 @@ function unavailable(cause: unknown, file?: string): FettleError {
       at: file === undefined ? { engine: 'ort' } : { engine: 'ort', file },
       fix: noBackend
         ? 'Install onnxruntime-web, set { ort: { wasmPaths } } in a page, or in Node import openBundle from fettle/runtime/node.'
-        : 'Compile the model again; if it stays, report the model and this message.',
+        : 'Use a model of operators that onnxruntime-web has; its message names what it does not know.',
       cause,
     },
   );

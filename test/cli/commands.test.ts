@@ -67,7 +67,14 @@ describe('lists', () => {
 describe('compile', () => {
   it('writes a bundle and says what was done', async () => {
     const result = await fettleJson(
-      ...['compile', 'builtin:nib', '--target', 'ort-wasm', '--weights', 'w4g32', '--out', nib],
+      'compile',
+      'builtin:nib',
+      '--target',
+      'ort-wasm',
+      '--weights',
+      'w4g32',
+      '--out',
+      nib,
     );
     assertKeys(result, 'bundles', 'passes', 'wallMs', 'peakRssBytes');
     const [bundle] = result.bundles;
@@ -85,8 +92,19 @@ describe('compile', () => {
     const out = join(folder, 'two');
     const dump = join(folder, 'dump');
     const { exitCode, stdout, stderr } = await fettle(
-      ...['compile', 'micro:gqa', '--target', 'ort-wasm,ort-webgpu', '--recipe', recipe],
-      ...['--shape', 'batch_size=1', '--out', out, '--dump', dump, '--explain'],
+      'compile',
+      'micro:gqa',
+      '--target',
+      'ort-wasm,ort-webgpu',
+      '--recipe',
+      recipe,
+      '--shape',
+      'batch_size=1',
+      '--out',
+      out,
+      '--dump',
+      dump,
+      '--explain',
     );
     assert.equal(exitCode, 0, stderr);
     assert.match(stdout, /ort-wasm .*w8g32/);
@@ -106,7 +124,12 @@ describe('compile', () => {
       const hashes = [];
       for (const out of ['one', 'other']) {
         const { bundles } = await fettleJson(
-          ...['compile', model, '--target', 'ort-wasm', '--out', join(folder, out)],
+          'compile',
+          model,
+          '--target',
+          'ort-wasm',
+          '--out',
+          join(folder, out),
         );
         hashes.push(bundles[0].sha256);
         hashes.push(readdirSync(join(folder, out)).join());
@@ -207,7 +230,11 @@ describe('generate', () => {
     const result = await fettleJson(...args, '--temperature', '0.8', '--top-k', '40');
     assertKeys(
       result,
-      ...['text', 'tokens', 'finish', 'prefillTokensPerSecond', 'decodeTokensPerSecond'],
+      'text',
+      'tokens',
+      'finish',
+      'prefillTokensPerSecond',
+      'decodeTokensPerSecond',
     );
     assert.equal(result.tokens.length, 6);
     assert.equal(result.finish, 'length');
