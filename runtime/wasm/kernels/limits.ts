@@ -18,6 +18,9 @@ export function read(at: usize, count: i32): i32 {
   return i32x4.extract_lane(v128.xor(v128.xor(a, b), v128.xor(c, d)), 0);
 }
 
+/** Operands from memory: literals would be built anew at every use. Their values do not matter. */
+const operands: usize = memory.data(64, 16);
+
 @inline
 function dot(sum: v128, x: v128, w: v128): v128 {
   if (RELAXED) return i32x4.relaxed_dot_i8x16_i7x16_add_s(x, w, sum);
@@ -33,7 +36,8 @@ function pair(sum: v128, x: v128, w: v128): v128 {
 /** Integer dot products into i32: `count` * 8 * (relaxed 16, plain 8) multiply-accumulates. */
 export function dotProducts(count: i32): i32 {
   let a = i32x4.splat(0), b = a, c = a, d = a, e = a, f = a, g = a, h = a;
-  const w0 = i8x16.splat(5), w1 = i8x16.splat(7), w2 = i8x16.splat(9), w3 = i8x16.splat(11);
+  const w0 = v128.load(operands, 0), w1 = v128.load(operands, 16);
+  const w2 = v128.load(operands, 32), w3 = v128.load(operands, 48);
   // operands change every round, or a compiler computes the products once and before the loop
   let x = i8x16.splat(3), y = i8x16.splat(4);
   for (let i = 0; i < count; i++) {
@@ -56,7 +60,8 @@ export function dotProducts(count: i32): i32 {
 /** The same with i16 sums, the form of the narrow tiles (tile-narrow.ts). */
 export function pairProducts(count: i32): i32 {
   let a = i32x4.splat(0), b = a, c = a, d = a, e = a, f = a, g = a, h = a;
-  const w0 = i8x16.splat(5), w1 = i8x16.splat(7), w2 = i8x16.splat(9), w3 = i8x16.splat(11);
+  const w0 = v128.load(operands, 0), w1 = v128.load(operands, 16);
+  const w2 = v128.load(operands, 32), w3 = v128.load(operands, 48);
   // operands change every round, or a compiler computes the products once and before the loop
   let x = i8x16.splat(3), y = i8x16.splat(4);
   for (let i = 0; i < count; i++) {
