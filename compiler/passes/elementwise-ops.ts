@@ -3,11 +3,12 @@ import type { Node, Value } from '../ir/graph.ts';
 import type { Rewriter } from '../ir/rewriter.ts';
 import { isActivation } from '../ops/fused-activation.ts';
 
-const unary: ReadonlySet<string> = new Set([
-  ...['Abs', 'Neg', 'Reciprocal', 'Sqrt', 'Exp', 'Log', 'Erf', 'Sin', 'Cos', 'Floor', 'Ceil'],
-  ...['Relu', 'LeakyRelu', 'Elu', 'Celu', 'Selu', 'Sigmoid', 'HardSigmoid', 'HardSwish', 'Tanh'],
-  ...['Softplus', 'Softsign', 'Gelu', 'Mish', 'Cast', 'Identity', 'Not'],
-]);
+const unary: ReadonlySet<string> = new Set(
+  (
+    'Abs Neg Reciprocal Sqrt Exp Log Erf Sin Cos Floor Ceil Relu LeakyRelu Elu Celu Selu Sigmoid ' +
+    'HardSigmoid HardSwish Tanh Softplus Softsign Gelu Mish Cast Identity Not'
+  ).split(' '),
+);
 
 const binary: ReadonlySet<string> = new Set(['Add', 'Sub', 'Mul', 'Div', 'Pow', 'Min', 'Max']);
 

@@ -112,9 +112,9 @@ function stepOf(node: Node): Step | undefined {
   return { name: applied, operands: [node.input(0)], numbers };
 }
 
-const unaryFunctions: ReadonlySet<ExpressionFunction> = new Set([
-  ...(['neg', 'abs', 'sqrt', 'reciprocal', 'exp', 'log', 'erf', 'sin', 'cos'] as const),
-]);
+const unaryFunctions: ReadonlySet<ExpressionFunction> = new Set(
+  (['neg', 'abs', 'sqrt', 'reciprocal', 'exp', 'log', 'erf', 'sin', 'cos'] as const).slice(),
+);
 
 function visit(root: Node, context: PassContext): void {
   const output = root.outputs[0];

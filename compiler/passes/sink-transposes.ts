@@ -73,7 +73,8 @@ function visit(last: Node, context: PassContext): void {
   rewriter.before(last);
   const value = build(rewriter, part, inner);
   const from = [...new Set([...last.from, ...sources.flatMap(({ transpose }) => transpose.from)])];
-  const nodes = [last, ...nodesOf(part), ...sources.map(({ transpose }) => transpose)];
+  const turns = sources.map(({ transpose }) => transpose);
+  const nodes = new Set([last, ...nodesOf(part), ...turns]);
   if (cancels) replaceValue(rewriter, last.output(0), value);
   else
     replaceByNew(
