@@ -79,7 +79,15 @@ export interface Peer {
   /** Why it cannot take part; undefined when it can. */
   absent(): string | undefined;
   /** Makes the model, or finds it in the cache. */
-  prepare(shape: string): Promise<PeerModel>;
+  prepare(shape: string, options: PrepareOptions): Promise<PeerModel>;
+}
+
+/** What is to be made. */
+export interface PrepareOptions {
+  /** Also what more than one thread needs. */
+  readonly threaded: boolean;
+  /** Keep what an earlier run compiled for Fettle's own engine. */
+  readonly reuse: boolean;
 }
 
 /** Every engine, in the order of the table. */
@@ -126,14 +134,16 @@ function ownPeer(name: string, summary: string, kernels: 'simd' | undefined): Pe
     hosts: ['node', 'chromium'],
     ...(kernels === undefined ? {} : { kernels }),
     absent: () => (known.includes('wasm') ? undefined : 'there is no target "wasm" yet'),
-    async prepare(shape) {
-      const paths = known.map((id) => join(cacheFolder(), `${shape}.${id}`));
+    async prepare(shape, { threaded, reuse }) {
+      const folder = join(cacheFolder(), `${shape}.fettle`);
+      const wanted = threaded ? known : known.slice(0, 1);
+      const paths = wanted.map((id) => (wanted.length === 1 ? folder : join(folder, id)));
       const [path = '', threadedPath = path] = paths;
-      const source = sourceOf(shape, configOf(shape), torchSpelling);
-      for (const [index, folder] of paths.entries()) {
-        // all rows of one run read the same bundles
-        if (madeNow.has(folder)) continue;
-        await bundle(source, known[index] ?? 'wasm', { weights: 'w4g32' })(folder);
+      const there = paths.every((one) => existsSync(join(one, 'manifest.json')));
+      // all rows of one run read the same bundles
+      if (!(there && (reuse || madeNow.has(folder)))) {
+        const source = sourceOf(shape, configOf(shape), torchSpelling);
+        await bundle(source, wanted, { weights: 'w4g32' })(folder);
         madeNow.add(folder);
       }
       return { path, threadedPath, kind: 'bundle', bytes: bundleBytes(path) };
@@ -244,13 +254,13 @@ function sourceOf(
 
 function bundle(
   source: () => Promise<ModelSource>,
-  target: Target | string,
+  target: Target | string | readonly string[],
   recipe: { readonly weights?: string } = {},
 ): WriteBundle {
   return async (folder) => {
     rmSync(folder, { recursive: true, force: true });
     await compile(await source(), {
-      targets: [target],
+      targets: typeof target === 'object' && 'length' in target ? target : [target],
       files: new NodeFiles(),
       out: folder,
       recipe: parseRecipe({

@@ -3,6 +3,7 @@
  *
  *   npm run bench:peers -- [--json] [--models lm5m,smollm2-135m] [--engines wasm,ort-fp32,…]
  *     [--hosts chromium,node] [--threads 1,2] [--repeat 5] [--prompt-tokens 128] [--tokens 32] [--out file.json]
+ *     [--reuse: bundles that an earlier run compiled for Fettle's engine]
  *
  * A sample is a fresh page or process: load, one cold generation, one steady one; so the first tokens,
  * which engines spend compiling, are in the cold figures only. Engines take turns in every repetition, and
@@ -33,6 +34,7 @@ const { values: options } = parseArgs({
     repeat: { type: 'string', default: '5' },
     'prompt-tokens': { type: 'string', default: '128' },
     tokens: { type: 'string', default: '32' },
+    reuse: { type: 'boolean', default: false },
     out: { type: 'string' },
   },
 });
@@ -42,6 +44,8 @@ const settings = {
   tokens: count(options.tokens),
   repeat: 1,
 };
+const threadCounts = options.threads.split(',').map(count);
+const threaded = threadCounts.some((threads) => threads > 1);
 const repetitions = count(options.repeat);
 const hostNames = oneOf(options.hosts, ['chromium', 'node']);
 const engineNames = oneOf(
@@ -78,7 +82,7 @@ async function prepare(shape: string): Promise<Map<Peer, PeerModel>> {
     if (why === undefined) {
       note(`${shape}: model for ${peer.name}`);
       try {
-        models.set(peer, await peer.prepare(shape));
+        models.set(peer, await peer.prepare(shape, { threaded, reuse: options.reuse }));
       } catch (error) {
         leaveOut({ engine: peer.name, model: shape, why: messageOf(error) });
       }
@@ -91,7 +95,7 @@ async function prepare(shape: string): Promise<Map<Peer, PeerModel>> {
 /** All rows of one shape. */
 async function compare(shape: string, models: ReadonlyMap<Peer, PeerModel>): Promise<void> {
   for (const host of hosts)
-    for (const threads of options.threads.split(',').map(count)) {
+    for (const threads of threadCounts) {
       const taking = [...models].filter(([peer]) => peer.hosts.includes(host.name));
       const samples = new Map<Peer, SessionFigures[]>(taking.map(([peer]) => [peer, []]));
       for (let repetition = 0; repetition < repetitions; repetition++) {
