@@ -48,7 +48,7 @@ export const demo: Command = command({
   summary: 'compile the built-in model, generate text, compare with the original',
   options: (parser) =>
     parser
-      .option('target', { type: 'string', default: 'ort-wasm', describe: 'what to compile for' })
+      .option('target', { type: 'string', default: 'wasm', describe: 'what to compile for' })
       .option('max-size', { type: 'string', default: '4MB', describe: 'size budget' })
       .option('prompt', { type: 'string', default: PROMPT, describe: 'text to continue' })
       .option('tokens', { type: 'number', default: 48, describe: 'tokens to generate' })

@@ -1,6 +1,8 @@
 /** `fettle inspect`: what a model or a bundle is. */
 import { readListedFile, readManifest } from '../../runtime/load.ts';
 import type { Manifest, TensorSpec } from '../../runtime/manifest.ts';
+import type { PlanLayout } from '../../runtime/plan.ts';
+import { decodePlan } from '../../runtime/plan.ts';
 import { bundleSource } from '../../runtime/node.ts';
 import type { Inspection } from '../inspect.ts';
 import { inspectModel } from '../inspect.ts';
@@ -23,8 +25,8 @@ export const inspect: Command = command({
     }),
   run: async ({ model }, output) => {
     if (isBundle(model)) {
-      const { manifest, inspection } = await inspectBundle(model);
-      output.result(bundleSummary(manifest, inspection), describeBundle(manifest, inspection));
+      const contents = await inspectBundle(model);
+      output.result(bundleSummary(contents), describeBundle(contents));
       return;
     }
     const source = await modelSource(model, output);
@@ -33,20 +35,35 @@ export const inspect: Command = command({
   },
 });
 
-/** The manifest, and the program it names; weights are not read. */
-async function inspectBundle(
-  reference: string,
-): Promise<{ readonly manifest: Manifest; readonly inspection: Inspection }> {
-  const source = await bundleSource(bundlePath(reference));
-  const manifest = await readManifest(source, {});
-  const graph = await readListedFile(source, manifest, manifest.program.file, {});
-  const program = decodeModel(graph, {
-    externalData: (_path, _offset, length) => new Uint8Array(length),
-  });
-  return { manifest, inspection: inspectModel(program) };
+/** What a bundle holds. */
+interface Contents {
+  readonly manifest: Manifest;
+  /** Steps of the program by op or kernel. */
+  readonly nodes: number;
+  readonly ops: Readonly<Record<string, number>>;
+  readonly plan: PlanLayout | undefined;
 }
 
-function bundleSummary(manifest: Manifest, { nodes, ops }: Inspection): object {
+/** The manifest, and the program it names; weights are not read. */
+async function inspectBundle(reference: string): Promise<Contents> {
+  const source = await bundleSource(bundlePath(reference));
+  const manifest = await readManifest(source, {});
+  const { kind, file } = manifest.program;
+  const bytes = await readListedFile(source, manifest, file, {});
+  if (kind === 'plan') {
+    const { layout } = decodePlan(bytes, file);
+    const counts = new Map<string, number>();
+    for (const { kernel } of layout.steps) counts.set(kernel, (counts.get(kernel) ?? 0) + 1);
+    const ops = Object.fromEntries([...counts].sort(([a, x], [b, y]) => y - x || (a < b ? -1 : 1)));
+    return { manifest, nodes: layout.steps.length, ops, plan: layout };
+  }
+  const program = decodeModel(bytes, {
+    externalData: (_path, _offset, length) => new Uint8Array(length),
+  });
+  return { manifest, ...inspectModel(program), plan: undefined };
+}
+
+function bundleSummary({ manifest, nodes, ops, plan }: Contents): object {
   const bytes: Record<string, number> = {};
   for (const { dtype, bytes: size, format } of manifest.weights.tensors) {
     const key = format ?? dtype;
@@ -66,6 +83,7 @@ function bundleSummary(manifest: Manifest, { nodes, ops }: Inspection): object {
     inputs,
     outputs,
     memory: { ...memory },
+    ...(plan === undefined ? {} : { plan }),
     recipe: manifest.recipe,
     passes: manifest.passes,
     warnings: manifest.warnings,
@@ -104,7 +122,7 @@ function describeModel(name: string, inspection: Inspection): string {
   ].join('\n');
 }
 
-function describeBundle(manifest: Manifest, { nodes, ops }: Inspection): string {
+function describeBundle({ manifest, nodes, ops, plan }: Contents): string {
   const { model, memory, weights, files } = manifest;
   const total = [...weights.files, ...files].reduce((sum, { bytes }) => sum + bytes, 0);
   return [
@@ -113,11 +131,34 @@ function describeBundle(manifest: Manifest, { nodes, ops }: Inspection): string 
     ...describeTensors('inputs', manifest.inputs),
     ...describeTensors('outputs', manifest.outputs),
     '',
-    table([`${formatCount(nodes)} nodes`, 'count'], Object.entries(ops)),
+    table(
+      [`${formatCount(nodes)} ${plan === undefined ? 'nodes' : 'steps'}`, 'count'],
+      Object.entries(ops),
+    ),
     '',
-    `memory (${memory.exact ? 'planned' : 'estimated'}${memory.tokens > 0 ? `, ${memory.tokens} tokens` : ''}): weights ${formatBytes(memory.weights)}, activations ${formatBytes(memory.arena)}, state ${formatBytes(memory.state)}`,
+    ...(plan === undefined ? [] : describePlan(plan)),
+    `memory (${memory.exact ? 'planned' : 'estimated'}${memory.tokens > 0 ? `, ${memory.tokens} tokens` : ''}): weights ${formatBytes(memory.weights)}, activations ${formatBytes(memory.arena)}, state ${formatBytes(memory.state)}${memory.stack === undefined ? '' : `, plan and stack ${formatBytes(memory.stack)}`}`,
     ...manifest.warnings.map((warning) => `warning: ${warning}`),
   ].join('\n');
+}
+
+/** Every step in order, and where memory goes, in bytes. */
+function describePlan(plan: PlanLayout): string[] {
+  const { body, head, weights, arena, state, memoryBytes, arenaLowerBound, inPlace } = plan;
+  const rows = plan.steps.map(({ kernel, node, why }, index) => [
+    index < body.steps ? `body ${index}` : `head ${index - body.steps}`,
+    kernel,
+    node,
+    why,
+  ]);
+  const other = memoryBytes - weights.bytes - arena.bytes - state.bytes;
+  return [
+    table(['step', 'kernel', 'node', 'why'], rows),
+    '',
+    `at most ${plan.chunk} tokens a call, ${plan.context} in all; ${plan.threads} ${plan.threads === 1 ? 'thread' : 'threads'}${head === undefined ? '' : `; the head runs for ${plan.headRows} rows at a time`}`,
+    `bytes: weights ${weights.bytes}, arena ${arena.bytes} (no plan needs less than ${arenaLowerBound}; ${inPlace} results in place), state ${state.bytes}, plan and stack ${other}; ${memoryBytes} in all`,
+    '',
+  ];
 }
 
 /** The first few tensors of a list; decoders have dozens of cache tensors that look alike. */
