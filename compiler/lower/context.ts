@@ -13,6 +13,8 @@ export interface LowerContext {
   readonly provider: 'wasm' | 'webgpu';
   /** Number format of constants by name, for the manifest. */
   readonly formats: Map<string, string>;
+  /** Attention masks already written, by what they say. */
+  readonly masks: Map<string, Value>;
   /** Records why a form that was looked for was not used. */
   refuse(rule: string, at: Node | Value | string, why: string): void;
 }

@@ -7,8 +7,11 @@ import { internalDomain } from '../ops/quantized.ts';
 import { removeIfUnused, replaceByNew } from '../passes/replace.ts';
 import type { LowerContext } from './context.ts';
 import { expandActivation } from './expand-activation.ts';
+import { expandAttention, expandRotary } from './expand-attention.ts';
 import { expandConv } from './expand-conv.ts';
 import { expandExpression } from './expand-expression.ts';
+import { expandGatedLinear, expandLinear } from './expand-linear.ts';
+import { expandNorm } from './expand-norm.ts';
 
 /** Writes a node in other ops, in front of it; a value for each output that is used. */
 export type Expand = (node: Node, context: LowerContext) => readonly (Value | undefined)[];
@@ -16,9 +19,14 @@ export type Expand = (node: Node, context: LowerContext) => readonly (Value | un
 /** By op of the internal domain. Dequantize is not here: its form depends on who reads it. */
 const expanders: Readonly<Record<string, Expand>> = {
   Activation: (node, { rewriter }) => [expandActivation(rewriter, node, node.input(0))],
+  Attention: expandAttention,
   Conv: expandConv,
   ConvTranspose: expandConv,
   Expression: expandExpression,
+  GatedLinear: expandGatedLinear,
+  Linear: expandLinear,
+  Norm: expandNorm,
+  Rotary: expandRotary,
 };
 
 /** Expands every fused node of a model that has an expansion. */

@@ -47,6 +47,7 @@ export function lowerForOrt(model: Model, target: Target): LoweredModel {
     rewriter: new Rewriter(model, inferNode),
     provider: target.provider ?? 'wasm',
     formats,
+    masks: new Map(),
     refuse: (rule, at, why) =>
       refusals.push({ pass: 'lower-ort', rule, at: typeof at === 'string' ? at : at.name, why }),
   };
