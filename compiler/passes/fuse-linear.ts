@@ -44,13 +44,13 @@ export function fuseLinear(): Pass {
   };
 }
 
-/** A matrix of weights: constant, or unpacked from constants. */
+/** A matrix of weights: constant, widened from a constant of halves, or unpacked from codes. */
 function isMatrix(value: Value | undefined): boolean {
-  return (
-    value !== undefined &&
-    value.shape?.length === 2 &&
-    (value.weight !== undefined || isDequantize(value.producer))
-  );
+  if (value?.shape?.length !== 2) return false;
+  const { producer, weight } = value;
+  if (weight !== undefined) return true;
+  const widened = producer?.op === 'Cast' && producer.inputs[0]?.weight !== undefined;
+  return widened || isDequantize(producer);
 }
 
 /** A weight as MatMul reads it, [K, N]: itself, or what is transposed in front. */
