@@ -22,6 +22,8 @@ export const wasm: Target = {
   quantizedForm: 'native',
   pipeline: [
     'clean-up',
+    // f16 weights behind a Cast are weights like any other; lowering stores them as halves again
+    ['fold-constants', { widen: true }],
     // the kernels are those of the fused ops
     'fuse',
     // after everything that folds or merges constants

@@ -6,7 +6,8 @@
  *   codes [N, rowBytes] -> tiles of 16 rows: 4 inputs of each of 16 rows are 64 neighbouring codes
  *   scales [N, groups]  -> [tile][group][16 rows]
  */
-import { floatToHalf, fromHalfArray } from '../../runtime/half.ts';
+import { floatToHalf, fromHalfArray, halfToFloat, toHalfArray } from '../../runtime/half.ts';
+import { bytesOf } from '../../runtime/tensor.ts';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import { packedRowBytes, unpackRow } from '../quant/pack.ts';
 import { Weight } from '../ir/weight.ts';
@@ -225,6 +226,32 @@ export function floatsOf(weight: Weight): Float32Array {
     return new Float32Array(bits.buffer);
   }
   return Float32Array.from(data as ArrayLike<number | bigint>, Number);
+}
+
+/**
+ * Whether a float constant is stored as halves without losing anything: it is made of halves, or every
+ * number in it is one (an exporter's f16 weights behind a Cast).
+ */
+export function fitsHalf(weight: Weight): boolean {
+  if (weight.dtype === 'f16') return true;
+  if (weight.dtype !== 'f32') return false;
+  let fits = known.get(weight);
+  if (fits === undefined) {
+    fits = floatsOf(weight).every((value) => Object.is(halfToFloat(floatToHalf(value)), value));
+    known.set(weight, fits);
+  }
+  return fits;
+}
+
+/** Weights are asked about by each of their readers, and looking through one takes a while. */
+const known = new WeakMap<Weight, boolean>();
+
+/** A float constant as halves, rounded when it is read. */
+export function halvesOf(weight: Weight): Weight {
+  if (weight.dtype === 'f16') return weight;
+  return Weight.lazy('f16', weight.shape, (start, length) =>
+    bytesOf(toHalfArray(floatsOf(weight))).subarray(start, start + length),
+  );
 }
 
 /** A weight made of equal tiles, each computed when bytes of it are read. */

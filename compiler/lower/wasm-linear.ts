@@ -17,7 +17,9 @@ import type { CodeBits } from '../quant/formats.ts';
 import type { CodePacking } from './pack-weights.ts';
 import {
   codePacking,
+  fitsHalf,
   floatsOf,
+  halvesOf,
   packedCodes,
   packedFloats,
   packedScales,
@@ -133,7 +135,7 @@ export function packMatrix(
   }
   const { weight } = source.value;
   if (weight === undefined) return undefined;
-  const half = weight.dtype === 'f16';
+  const half = fitsHalf(weight);
   const key = `tiles ${floatKey(lowering, source, rowsFirst)}`;
   const buffer = lowering.weight(key, source.value.name, () => ({
     weight: packedFloats(() => floatsOf(weight), {
@@ -423,10 +425,10 @@ export function lowerEmbedding(
   }
   const { weight } = source.value;
   if (weight === undefined || source.transposed) return false;
-  const half = weight.dtype === 'f16';
+  const half = fitsHalf(weight);
   const key = `rows ${lowering.idOf(weight)}`;
   const buffer = half
-    ? lowering.weight(key, source.value.name, () => ({ weight }))
+    ? lowering.weight(key, source.value.name, () => ({ weight: halvesOf(weight) }))
     : lowering.floats(source.value).address.buffer;
   lowering.emit(
     'EMBED',

@@ -30,12 +30,18 @@ export interface FoldConstantsOptions {
   readonly maxBytes?: number;
   /** By how many bytes a result may exceed the constants it replaces. Default 1 MiB. */
   readonly maxGrowthBytes?: number;
+  /**
+   * Whether constants that are cast to a wider dtype are stored that way, however large. For engines
+   * that choose how weights are stored themselves. Default false.
+   */
+  readonly widen?: boolean;
 }
 
 /** Defaults of {@link FoldConstantsOptions}. */
 export const foldConstantsDefaults: Required<FoldConstantsOptions> = {
   maxBytes: 256 * 1024 * 1024,
   maxGrowthBytes: 1024 * 1024,
+  widen: false,
 };
 
 /** Makes the pass. */
@@ -128,6 +134,7 @@ function sizeProblem(
   node: Node,
   limits: Required<FoldConstantsOptions>,
 ): string | undefined {
+  if (limits.widen && node.op === 'Cast') return undefined;
   if (bytes > limits.maxBytes) return `its result has ${bytes} bytes`;
   const freed = [...new Set(node.inputs)].reduce(
     (sum, input) => sum + (input !== undefined && input.users.size === 1 ? bytesOfValue(input) : 0),
