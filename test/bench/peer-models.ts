@@ -135,7 +135,7 @@ function ownPeer(name: string, summary: string, kernels: 'simd' | undefined): Pe
     ...(kernels === undefined ? {} : { kernels }),
     absent: () => (known.includes('wasm') ? undefined : 'there is no target "wasm" yet'),
     async prepare(shape, { threaded, reuse }) {
-      const folder = join(cacheFolder(), `${shape}.fettle`);
+      const folder = join(cacheFolder(), `${shape}.own`);
       const wanted = threaded ? known : known.slice(0, 1);
       const paths = wanted.map((id) => (wanted.length === 1 ? folder : join(folder, id)));
       const [path = '', threadedPath = path] = paths;
