@@ -24,6 +24,7 @@ export function sketch(opset = 17): Sketch {
   const counts: Record<string, number> = {};
   const context: PassContext = {
     target: undefined,
+    contextLength: undefined,
     rewriter,
     log: { info: () => {}, warn: () => {} },
     progress: () => {},
