@@ -1,5 +1,5 @@
 /** The page of the comparison in Chromium: what `fettle bench` has there, and wllama. Web APIs only. */
-import * as wllamaModule from '@wllama/wllama';
+import * as wllamaModule from '@wllama/wllama/esm/index.js';
 import { benchPage } from '../../compiler/cli/bench-page.ts';
 import type { GenerationSpeed } from '../../compiler/cli/bench-row.ts';
 import type { MeasureSettings } from '../../compiler/cli/bench-session.ts';
