@@ -16,7 +16,12 @@ if (folders.length === 0) {
   process.exitCode = 2;
 }
 const counts = { passed: 0, failed: 0, skipped: 0 };
-for (const path of folders.flatMap(conformanceCases)) {
+const cases = folders.flatMap(conformanceCases);
+if (folders.length > 0 && cases.length === 0) {
+  console.error(`No case in ${folders.join(', ')}: folders with model.onnx and test_data_set_0.`);
+  process.exitCode = 2;
+}
+for (const path of cases) {
   const { name, outcome, reason } = check === 'infer' ? inferCase(path) : runCase(path);
   counts[outcome]++;
   if (outcome === 'passed') continue;

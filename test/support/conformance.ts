@@ -1,12 +1,14 @@
 /**
  * ONNX conformance cases: a folder each, with `model.onnx` and `test_data_set_0/{input,output}_N.pb`.
+ * The `light` models have `output_N.pb` beside the model and no inputs: any will do, because all their
+ * weights are equal.
  * Shared by `npm run conformance` and the test.
  */
 import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { FettleError } from '../../runtime/errors.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
-import { dtypes, elementCount } from '../../runtime/tensor.ts';
+import { dtypes, elementCount, tensor } from '../../runtime/tensor.ts';
 import { substituteDim } from '../../compiler/ir/dim.ts';
 import { evaluate } from '../../compiler/ir/evaluate.ts';
 import type { Model, Value, ValueType } from '../../compiler/ir/graph.ts';
@@ -36,7 +38,7 @@ export function conformanceCases(folder: string): readonly string[] {
   return readdirSync(folder, { recursive: true, encoding: 'utf8' })
     .filter((path) => basename(path) === 'model.onnx')
     .map((path) => join(folder, dirname(path)))
-    .filter((path) => existsSync(join(path, 'test_data_set_0')))
+    .filter((path) => isFull(path) || existsSync(join(path, 'output_0.pb')))
     .sort();
 }
 
@@ -49,7 +51,7 @@ export function runCase(path: string): CaseResult {
     const inputs = new Map<string, Tensor>();
     for (const [index, value] of model.graph.inputs.entries()) {
       if (value.opaqueType !== undefined) return skip('an input is no tensor');
-      inputs.set(value.name, asDeclared(value, caseTensor(path, 'input', index)));
+      inputs.set(value.name, asDeclared(value, caseInput(path, index, value)));
     }
     if (model.graph.outputs.some((value) => value.opaqueType !== undefined))
       return skip('an output is no tensor');
@@ -99,9 +101,28 @@ export function inferCase(path: string): CaseResult {
   });
 }
 
+/** Whether a case comes with inputs. */
+function isFull(path: string): boolean {
+  return existsSync(join(path, 'test_data_set_0'));
+}
+
 /** Tensor `index` of a case's inputs or outputs. */
 export function caseTensor(path: string, kind: 'input' | 'output', index: number): Tensor {
-  return decodeTensor(readFileSync(join(path, 'test_data_set_0', `${kind}_${index}.pb`)));
+  const folder = isFull(path) ? join(path, 'test_data_set_0') : path;
+  return decodeTensor(readFileSync(join(folder, `${kind}_${index}.pb`)));
+}
+
+/** Input `index` of a case; a ramp from 0 to 1 when the case has none. */
+export function caseInput(path: string, index: number, { dtype, shape }: Value): Tensor {
+  if (isFull(path)) return caseTensor(path, 'input', index);
+  const sizes = (shape ?? []).map((dim) => (typeof dim === 'number' ? dim : 1));
+  const count = elementCount(sizes);
+  if (dtype !== 'f32') throw new Error(`${path} has no input ${index}`);
+  return tensor(
+    'f32',
+    sizes,
+    Float32Array.from({ length: count }, (_, i) => i / count),
+  );
 }
 
 /** The cases store bfloat16 as the uint16 of its pattern. */
@@ -147,7 +168,7 @@ function bindSizes(path: string, model: Model): void {
   const { graph } = model;
   for (const [index, value] of [...graph.inputs].entries()) {
     if (value.opaqueType !== undefined || (value.shape?.length ?? 2) > 1) continue;
-    const tensor = asDeclared(value, caseTensor(path, 'input', index));
+    const tensor = asDeclared(value, caseInput(path, index, value));
     if (elementCount(tensor.shape) > 64 || tensor.dtype === 'string') continue;
     value.weight = Weight.of(tensor);
     value.shape = tensor.shape;
