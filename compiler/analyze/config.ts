@@ -39,10 +39,8 @@ export function contextLengthOf(
   tableRows: readonly number[],
   warnings: string[],
 ): number {
-  for (const field of contextFields) {
-    const length = wholeNumber(textConfig(files)[field]) ?? wholeNumber(files.config?.[field]);
-    if (length !== undefined && length > 0) return length;
-  }
+  const stated = contextLengthIn(files);
+  if (stated !== undefined) return stated;
   if (tableRows.length > 0) return Math.min(...tableRows);
   // tokenizers of models without a limit state 1e30
   const length = wholeNumber(files.tokenizerConfig?.['model_max_length']);
@@ -51,6 +49,15 @@ export function contextLengthOf(
     `No file states the context length of the model; ${DEFAULT_CONTEXT_LENGTH} tokens are assumed.`,
   );
   return DEFAULT_CONTEXT_LENGTH;
+}
+
+/** Most tokens, when the files say so. */
+export function contextLengthIn(files: ModelConfig): number | undefined {
+  for (const field of contextFields) {
+    const length = wholeNumber(textConfig(files)[field]) ?? wholeNumber(files.config?.[field]);
+    if (length !== undefined && length > 0) return length;
+  }
+  return undefined;
 }
 
 /** Ids that end a generation; the generation config knows more of them than the config. */

@@ -6,6 +6,9 @@ import { decodePlan } from '../../runtime/plan.ts';
 import { bundleSource } from '../../runtime/node.ts';
 import type { Inspection } from '../inspect.ts';
 import { inspectModel } from '../inspect.ts';
+import type { FusedInspection } from '../inspect-blocks.ts';
+import { inspectBlocks } from '../inspect-blocks.ts';
+import { contextLengthIn } from '../analyze/config.ts';
 import { decodeModel } from '../onnx/read.ts';
 import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
@@ -31,9 +34,19 @@ export const inspect: Command = command({
     }
     const source = await modelSource(model, output);
     const inspection = inspectModel(source.read(), source.config);
-    output.result({ ...inspection, name: source.name }, describeModel(source.name, inspection));
+    const fusion = await inspectBlocks(source.read(), contextLengthIn(source.config));
+    const { blocks, fused } = fusion;
+    output.result(
+      { ...inspection, blocks, fused, name: source.name },
+      [describeModel(source.name, inspection), '', ...describeFusion(fusion)].join('\n'),
+    );
   },
 });
+
+/** What fusion makes of the model. */
+function describeFusion({ fused, outline }: FusedInspection): string[] {
+  return [`after fusion: ${formatCount(fused.nodes)} nodes`, ...outline.map((line) => `  ${line}`)];
+}
 
 /** What a bundle holds. */
 interface Contents {
