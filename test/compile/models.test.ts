@@ -46,6 +46,10 @@ async function agreesWithPyTorch(name: string): Promise<void> {
     assert.ok(output !== undefined);
     // f32 sums in another order than PyTorch's: about 1e-6 of the largest output per ten layers
     expectSame(output, array('output'), { tolerance: 2e-5, what: name });
+    const original = readFileSync(join(folder, 'model.onnx'));
+    const wanted = await runOnOrt(original, new Map(inputs), { optimizations: 'all' });
+    const what = `${name} on onnxruntime-web`;
+    expectSame(output, wanted.get('output') ?? assert.fail(what), { tolerance: 2e-5, what });
   } finally {
     await session.dispose();
   }
@@ -63,7 +67,7 @@ for (const name of [
   'vit',
 ])
   test(
-    `${name} straight from PyTorch agrees with its reference output`,
+    `${name} straight from PyTorch agrees with its reference output and with onnxruntime-web`,
     needsShared('models/exports'),
     () => agreesWithPyTorch(name),
   );
