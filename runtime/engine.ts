@@ -57,6 +57,8 @@ export interface Sequence {
 export interface Program {
   /** Variant of the kernels in use, when the engine has several. */
   readonly kernels?: string;
+  /** Threads in use, when the engine can tell. */
+  readonly threads?: number;
   /**
    * One call of the model.
    *

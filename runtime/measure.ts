@@ -37,6 +37,8 @@ export interface MemoryBytes<T = number> {
 export interface Measurement {
   /** Variant of the engine's kernels in use, when it has several. */
   readonly kernels?: string;
+  /** Threads in use, when the engine can tell. */
+  readonly threads?: number;
   /** From the call of `openBundle` to the session, in milliseconds. */
   readonly loadMs: number;
   /** From the start of the latest generation to its first token; tokenizing included. */

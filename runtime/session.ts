@@ -179,9 +179,10 @@ export class Session {
     this.#notePeak();
     const latency = this.#latency.summary();
     const latest = this.#latest;
-    const { kernels } = this.#parts.program;
+    const { kernels, threads } = this.#parts.program;
     return {
       ...(kernels === undefined ? {} : { kernels }),
+      ...(threads === undefined ? {} : { threads }),
       loadMs: this.#parts.loadMs,
       ...(latest === undefined
         ? {}

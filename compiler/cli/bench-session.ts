@@ -24,6 +24,8 @@ export interface MeasureSettings {
 export interface SessionFigures {
   /** Variant of the engine's kernels. */
   readonly kernels: string;
+  /** Threads in use, when the engine can tell. */
+  readonly threads?: number;
   /** From opening to ready, in milliseconds. */
   readonly loadMs: number;
   /** The first generation. */
@@ -53,11 +55,12 @@ export async function measureSession(
       ? { steady: [], callMs: await calls(session, settings) }
       : { ...(await generations(session, settings)), callMs: [] };
   const measured = session.measure();
-  const { loadMs, memoryBytes, memorySource } = measured;
+  const { threads, loadMs, memoryBytes, memorySource } = measured;
   // onnxruntime-web has one set of kernels
   const { engine } = session.manifest;
   const kernels = measured.kernels ?? (engine === 'ort' ? 'onnxruntime-web' : engine);
-  return { kernels, loadMs, ...speed, memoryBytes, memorySource };
+  const used = threads === undefined ? {} : { threads };
+  return { kernels, ...used, loadMs, ...speed, memoryBytes, memorySource };
 }
 
 /** The same prompt for every engine: ids all over the vocabulary. */

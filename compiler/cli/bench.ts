@@ -189,7 +189,7 @@ function rowOf(
     model,
     engine,
     host,
-    threads: settings.threads,
+    threads: figures.threads ?? settings.threads,
     kernels: figures.kernels,
     loadMs: figures.loadMs,
     ...medianSpeed(figures.steady),

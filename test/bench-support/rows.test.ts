@@ -6,7 +6,7 @@ import type { SessionFigures } from '../../compiler/cli/bench-session.ts';
 import { benchmarkPrompt } from '../../compiler/cli/bench-session.ts';
 import { peers } from '../bench/peer-models.ts';
 import type { SampleGroup } from '../bench/peer-rows.ts';
-import { peerRow } from '../bench/peer-rows.ts';
+import { peerRow, ratiosOf } from '../bench/peer-rows.ts';
 
 const speed = (rate: number): SessionFigures['steady'][number] => ({
   firstTokenMs: 1000 / rate,
@@ -86,6 +86,17 @@ test('decoding is limited by the slower of reading and multiplying, a prompt by 
 
 test('there is no row without samples', () => {
   assert.throws(() => peerRow({ ...group, samples: [] }, probes), RangeError);
+});
+
+test('ratios compare with other engines under the same conditions only', () => {
+  const mine = peerRow(group, probes);
+  const peer = { ...group.peer, name: 'ort-fp32' };
+  const other = peerRow({ ...group, peer, samples: [sample(5)] }, probes);
+  const elsewhere = peerRow({ ...group, peer, host: 'node' }, probes);
+  const [ratio, more] = ratiosOf([mine, other, elsewhere]);
+  assert.equal(more, undefined);
+  assert.deepEqual([ratio?.engine, ratio?.against], ['wasm', 'ort-fp32']);
+  assert.deepEqual([ratio?.prefill, ratio?.decode], [4, 4]);
 });
 
 test('medians and quantiles of figures in any order', () => {

@@ -139,8 +139,6 @@ async function measureWllama(
       (globalThis as unknown as { peerPage: PeerPage }).peerPage.wllama(at, how, what),
     [url, { threads, contextLength: CONTEXT_LENGTH }, settings] as const,
   );
-  if (figures.threads !== threads)
-    throw new Error(`wllama ran on ${figures.threads} threads, not ${threads}.`);
   return {
     ...figures,
     kernels: 'llama.cpp',

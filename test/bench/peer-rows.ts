@@ -108,3 +108,36 @@ function limitOf(
     decodeTokensPerSecond: threads / Math.max(readSeconds, all / products),
   };
 }
+
+/** How many times as fast the one is as the other. */
+export interface Ratio {
+  readonly model: string;
+  readonly host: string;
+  readonly threads: number;
+  readonly engine: string;
+  readonly against: string;
+  readonly prefill: number;
+  readonly decode: number;
+}
+
+/** Fettle's rows against every other engine's on the same model, host and number of threads. */
+export function ratiosOf(rows: readonly PeerRow[]): Ratio[] {
+  const own = rows.filter(({ engine }) => engine.startsWith('wasm'));
+  return own.flatMap((mine) =>
+    rows
+      .filter((row) => !own.includes(row) && sameConditions(row, mine))
+      .map((row) => ({
+        model: mine.model,
+        host: mine.host,
+        threads: mine.threads,
+        engine: mine.engine,
+        against: row.engine,
+        prefill: (mine.prefillTokensPerSecond ?? 0) / (row.prefillTokensPerSecond ?? 0),
+        decode: (mine.decodeTokensPerSecond ?? 0) / (row.decodeTokensPerSecond ?? 0),
+      })),
+  );
+}
+
+function sameConditions(a: PeerRow, b: PeerRow): boolean {
+  return a.model === b.model && a.host === b.host && a.threads === b.threads;
+}

@@ -22,7 +22,7 @@ import { chromiumHost, nodeHost } from './peer-hosts.ts';
 import type { Peer, PeerModel } from './peer-models.ts';
 import { peerShapes, peers, productWeights } from './peer-models.ts';
 import type { PeerRow } from './peer-rows.ts';
-import { peerRow } from './peer-rows.ts';
+import { peerRow, ratiosOf } from './peer-rows.ts';
 
 const { values: options } = parseArgs({
   options: {
@@ -106,6 +106,8 @@ async function compare(shape: string, models: ReadonlyMap<Peer, PeerModel>): Pro
           const where = { engine: peer.name, model: shape, host: host.name, threads };
           try {
             const figures = await host.measure({ peer, shape, model, threads, settings });
+            if (figures.threads !== undefined && figures.threads !== threads)
+              throw new Error(`It ran on ${figures.threads} threads.`);
             done.push(figures);
             note(
               `${Object.values(where).join(' ')} ${repetition + 1}/${repetitions}: ${brief(figures)}`,
@@ -138,6 +140,7 @@ function summary(): object {
   return {
     command: `npm run bench:peers -- ${process.argv.slice(2).join(' ')}`,
     rows,
+    ratios: ratiosOf(rows),
     machine: {
       cpu: cpus()[0]?.model.trim() ?? 'unknown',
       cores: cpus().length,
