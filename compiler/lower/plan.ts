@@ -95,7 +95,7 @@ export function stepOf<K extends KernelName>(
 
 /** Number of a kernel. */
 export function kernelId(kernel: Step['kernel']): number {
-  return abi[kernel];
+  return (abi as Readonly<Record<Step['kernel'], number>>)[kernel];
 }
 
 /** A size over S and P as `c + s*S + p*P + sp*S*P`. */

@@ -2,7 +2,6 @@
  * Every op that the WASM engine runs and how it is lowered: the one list. To add an op: a function in
  * its family's file, and a line here.
  */
-import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import type { Dim } from '../ir/dim.ts';
 import { multiplyDims } from '../ir/dim.ts';
 import type { Node, Value } from '../ir/graph.ts';

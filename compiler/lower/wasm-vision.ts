@@ -8,7 +8,7 @@ import type { Node, Value } from '../ir/graph.ts';
 import { Weight } from '../ir/weight.ts';
 import { activationNameOf, activations } from '../ops/activation-table.ts';
 import { isDequantize } from '../ops/quantized.ts';
-import type { Address, Word } from './plan.ts';
+import type { Address } from './plan.ts';
 import { addressOf } from './plan.ts';
 import type { Lowering, Place } from './wasm-context.ts';
 import { f32, Unsupported } from './wasm-context.ts';

@@ -19,7 +19,7 @@ export function withQuantizedActivations(model: Model): Model {
       shape: [values.length],
       data: BigInt64Array.from(values, BigInt),
     });
-  for (const node of [...copy.graph.nodes()]) {
+  for (const node of copy.graph.nodes()) {
     const codes = node.inputs[1]?.producer;
     if (!['Linear', 'GatedLinear'].includes(node.op) || !isDequantize(codes)) continue;
     const { columns, group } = readDequantize(codes);
