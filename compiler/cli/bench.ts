@@ -68,6 +68,11 @@ export const bench: Command = command({
       for (const reference of args.model) {
         output.progress(`bench ${reference}`, rows.length, args.model.length);
         const { model, engine, figures } = await host.measure(reference);
+        const used = figures.threads ?? threads;
+        if (used !== threads)
+          output.warn(
+            `${model} ran on ${used} of ${threads} threads; compile it for wasm-threads.`,
+          );
         rows.push(rowOf(model, engine, host.name, settings, figures, probes));
       }
     } finally {
