@@ -80,7 +80,10 @@ export const compile: Command = command({
         type: 'string',
         describe: 'number format of the KV cache (not supported yet)',
       })
-      .option('calibrate', { type: 'string', describe: 'text to measure quality on' })
+      .option('calibrate', {
+        type: 'string',
+        describe: 'text, or samples as .npy, to measure quality on',
+      })
       .option('shape', {
         type: 'string',
         array: true,

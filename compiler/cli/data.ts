@@ -7,6 +7,8 @@ import { readNpy } from '../../models/npy.ts';
 import { FettleError } from '../../runtime/errors.ts';
 import type { TensorSpec } from '../../runtime/manifest.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
+import { tensor } from '../../runtime/tensor.ts';
+import { toF32 } from '../evaluate/numbers.ts';
 
 /** A file's bytes; a failure says which file and why. */
 export function readData(path: string): Uint8Array {
@@ -41,7 +43,7 @@ export interface PixelOptions {
 }
 
 /**
- * A tensor for an input: `.npy`, or an image that is resized to the input's height and width.
+ * A tensor for an input: `.npy` (bytes are scaled to 0..1 for f32), or an image that is resized to the input's height and width.
  *
  * @param path - the file
  * @param spec - what the model wants; images need [1, channels, height, width]
@@ -52,7 +54,16 @@ export async function readTensor(
   pixels: PixelOptions = {},
 ): Promise<Tensor> {
   const bytes = readData(path);
-  if (extname(path) === '.npy') return readNpy(bytes, path);
+  if (extname(path) === '.npy') {
+    const array = readNpy(bytes, path);
+    // images as bytes, as data sets store them
+    if (array.dtype !== 'u8' || spec.dtype !== 'f32') return array;
+    return tensor(
+      'f32',
+      array.shape,
+      toF32(array).map((value) => value / 255),
+    );
+  }
   const [, channels, height, width] = spec.shape;
   if (spec.shape.length !== 4 || (channels !== 1 && channels !== 3))
     throw new FettleError(

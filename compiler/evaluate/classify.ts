@@ -39,6 +39,29 @@ export async function accuracy(
   labels: ArrayLike<number | bigint>,
   options: AccuracyOptions = {},
 ): Promise<Accuracy> {
+  const count = samples.shape[0] ?? 0;
+  if (labels.length !== count || count === 0)
+    throw new FettleError('USAGE', `There are ${count} samples and ${labels.length} labels.`, {
+      at: { samples: count, labels: labels.length },
+      fix: 'Give one label for each sample.',
+    });
+  const classes = await bestClasses(session, samples, options);
+  const correct = classes.filter((best, index) => best === Number(labels[index])).length;
+  return { accuracy: correct / count, samples: count };
+}
+
+/**
+ * The best class of each sample.
+ *
+ * @param session - a model with one input [n, …] and scores [n, classes] as its first output
+ * @param samples - [n, …]; u8 images are scaled to 0..1 for an f32 input
+ * @throws {@link FettleError} USAGE when the model has another number of inputs
+ */
+export async function bestClasses(
+  session: Session,
+  samples: Tensor,
+  options: AccuracyOptions = {},
+): Promise<number[]> {
   const [input, second] = session.manifest.inputs;
   const [output] = session.manifest.outputs;
   const [count = 0, ...rest] = samples.shape;
@@ -47,15 +70,10 @@ export async function accuracy(
       at: { model: session.manifest.model.name, inputs: session.manifest.inputs.length },
       fix: 'Use --task distance.',
     });
-  if (labels.length !== count || count === 0)
-    throw new FettleError('USAGE', `There are ${count} samples and ${labels.length} labels.`, {
-      at: { samples: count, labels: labels.length },
-      fix: 'Give one label for each sample.',
-    });
   const values = samples.dtype === 'u8' && input.dtype === 'f32' ? scaled(samples) : toF32(samples);
   const size = elementCount(rest);
   const batch = typeof input.shape[0] === 'number' ? input.shape[0] : BATCH;
-  let correct = 0;
+  const found: number[] = [];
   for (let start = 0; start < count; start += batch) {
     options.signal?.throwIfAborted();
     const taken = Math.min(batch, count - start);
@@ -68,11 +86,10 @@ export async function accuracy(
     if (scores === undefined) continue;
     const classes = scores.shape.at(-1) ?? 0;
     const numbers = toF32(scores);
-    for (let i = 0; i < taken; i++)
-      if (bestOf(numbers, i * classes, classes) === Number(labels[start + i])) correct++;
+    for (let i = 0; i < taken; i++) found.push(bestOf(numbers, i * classes, classes));
     options.progress?.('classify', start + taken, count);
   }
-  return { accuracy: correct / count, samples: count };
+  return found;
 }
 
 function scaled(samples: Tensor): Float32Array {

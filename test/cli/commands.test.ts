@@ -1,14 +1,24 @@
 /** The command line: every command, its JSON keys, and its exit codes, on one small bundle. */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { readNpy, writeNpy } from '../../models/npy.ts';
 import { tensor } from '../../runtime/tensor.ts';
 import { assertKeys, fettle, fettleFails, fettleJson } from '../support/cli.ts';
+import { serveFiles } from '../support/file-server.ts';
 import { modelBytes, node, value } from '../support/onnx.ts';
+import { needsShared, sharedPath } from '../support/shared.ts';
 import { root } from '../package/sources.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'fettle-cli-'));
@@ -314,5 +324,50 @@ describe('bench and report', () => {
       assert.match(readFileSync(out, 'utf8'), pattern);
     }
     await fettleFails(['report', nib, '--out', 'report.doc'], 2, 'USAGE');
+  });
+});
+
+describe('where models come from', () => {
+  it('a folder in the hub layout and the URL of one are the same model', async () => {
+    const hub = join(folder, 'hub');
+    cpSync(join(root, 'models/nib'), hub, { recursive: true });
+    const file = (path: string): [string, { bytes: Uint8Array; etag: string }] => [
+      `/nib/${path}`,
+      { bytes: readFileSync(join(hub, path)), etag: `"${path}"` },
+    ];
+    const names = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx'];
+    const server = await serveFiles(Object.fromEntries(names.map(file)));
+    const cache = process.env['XDG_CACHE_HOME'];
+    process.env['XDG_CACHE_HOME'] = join(folder, 'cache');
+    try {
+      const here = await fettleJson('inspect', hub);
+      const there = await fettleJson('inspect', `${server.origin}/nib`);
+      assert.deepEqual(there.ops, here.ops);
+      assert.equal(there.decoder, here.decoder);
+      await fettleFails(['inspect', `${server.origin}/none`], 1, 'IO_FAILED');
+    } finally {
+      if (cache === undefined) delete process.env['XDG_CACHE_HOME'];
+      else process.env['XDG_CACHE_HOME'] = cache;
+      await server.close();
+    }
+  });
+});
+
+describe('digits', () => {
+  const data = (kind: string): string => sharedPath('data', `digits-${kind}-images.npy`);
+  const cnn = sharedPath('models/digits-cnn/model.onnx');
+
+  it('a classifier keeps its accuracy and its loss budget', needsShared('data'), async () => {
+    const out = join(folder, 'digits');
+    const args = ['compile', cnn, '--target', 'ort-wasm', '--weights', 'w8g32', '--out', out];
+    const budget = ['--max-loss', '1%', '--calibrate', data('calibration')];
+    const { loss } = await fettleJson(...args, ...budget);
+    assert.equal(loss.metric, 'top-1 disagreement');
+    const test = ['--task', 'classify', '--data', data('test')];
+    const result = await fettleJson('evaluate', out, ...test);
+    assertKeys(result, 'task', 'metric', 'value', 'unit', 'samples', 'dataSha256');
+    assert.equal(result.samples, 1500);
+    // the original reaches 98.8%
+    assert.ok(result.value > 0.98, `${result.value}`);
   });
 });
