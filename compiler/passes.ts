@@ -23,6 +23,7 @@ import { fuseLayout } from './passes/fuse-layout.ts';
 import { fuseLinear } from './passes/fuse-linear.ts';
 import { fuseNorm } from './passes/fuse-norm.ts';
 import { fuseQkv } from './passes/fuse-qkv.ts';
+import { fusePool } from './passes/fuse-pool.ts';
 import { foldConstants, foldConstantsDefaults } from './passes/fold-constants.ts';
 import { mergeAdjacent } from './passes/merge-adjacent.ts';
 import { mergeLinears } from './passes/merge-linears.ts';
@@ -63,13 +64,14 @@ export const passes: readonly PassEntry[] = [
   passEntry('Puts activations and residual sums behind a convolution into it.', {}, fuseConv),
   passEntry('Makes one pass over memory of elementwise ops in a row.', {}, fuseExpression),
   passEntry('Makes one op of the two products of a gated feed-forward layer.', {}, fuseGatedMlp),
+  passEntry('Takes away views and transposes around linear layers.', {}, fuseLayout),
   passEntry(
     'Makes one op of a matrix product, its bias, activation and residual sum.',
     {},
     fuseLinear,
   ),
-  passEntry('Takes away views and transposes around linear layers.', {}, fuseLayout),
   passEntry('Recognises layer and RMS normalization in any spelling.', {}, fuseNorm),
+  passEntry('Makes one mean of a global average and the view behind it.', {}, fusePool),
   passEntry('Lets an attention read queries, keys and values from one product.', {}, fuseQkv),
   passEntry('Makes one op of two of a kind in a row.', {}, mergeAdjacent),
   passEntry(

@@ -44,7 +44,8 @@ export interface RunPassesOptions {
 
 /**
  * Runs passes in order, on a model that is changed in place. A group is repeated until a whole round
- * changes nothing; its passes report each run that changed something, and their first run.
+ * changes nothing; its passes report each run that changed something or gave a new reason for a
+ * refusal, and their first run.
  *
  * @param model - edited in place
  * @param passes - made by `pipelineFrom`, or one by one
@@ -69,6 +70,10 @@ export async function runPasses(
   return run.reports;
 }
 
+function textOf({ rule, at, why }: Refusal): string {
+  return `${rule}\n${at}\n${why}`;
+}
+
 class Run {
   readonly reports: PassReport[] = [];
   private readonly model: Model;
@@ -90,13 +95,20 @@ class Run {
         if (report.changed) settled.clear();
         // what a pass did may be work for itself, so it only settles when it did nothing
         else settled.add(pass);
-        if (report.changed || round === 0) this.reports.push(report);
+        if (report.changed || round === 0 || this.saysMore(report)) this.reports.push(report);
       }
       if (settled.size === group.passes.length) return;
     }
     this.options.log?.warn(
       `"${group.name}" still found something to do after ${group.rounds} rounds.`,
     );
+  }
+
+  /** Whether a pass gives a reason that it has not given before. */
+  private saysMore({ pass, refusals }: PassReport): boolean {
+    const known = this.reports.filter((report) => report.pass === pass);
+    const said = new Set(known.flatMap((report) => report.refusals.map(textOf)));
+    return refusals.some((refusal) => !said.has(textOf(refusal)));
   }
 
   async pass(pass: Pass): Promise<PassReport> {

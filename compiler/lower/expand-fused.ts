@@ -12,6 +12,7 @@ import { expandConv } from './expand-conv.ts';
 import { expandExpression } from './expand-expression.ts';
 import { expandGatedLinear, expandLinear } from './expand-linear.ts';
 import { expandNorm } from './expand-norm.ts';
+import { upgradeOpset } from './upgrade-opset.ts';
 
 /** Writes a node in other ops, in front of it; a value for each output that is used. */
 export type Expand = (node: Node, context: LowerContext) => readonly (Value | undefined)[];
@@ -29,9 +30,15 @@ const expanders: Readonly<Record<string, Expand>> = {
   Rotary: expandRotary,
 };
 
+/** What attention is written in takes as inputs what were attributes before this opset. */
+const attentionOpset = 13;
+
 /** Expands every fused node of a model that has an expansion. */
 export function expandFused(model: Model, context: LowerContext): void {
   const { rewriter } = context;
+  const nodes = [...model.graph.allNodes()];
+  if (nodes.some(({ op, domain }) => op === 'Attention' && domain === internalDomain))
+    upgradeOpset(model, attentionOpset);
   for (const node of model.graph.allNodes()) {
     if (node.domain !== internalDomain) continue;
     const expand = expanders[node.op];

@@ -12,6 +12,9 @@ export const fuseRounds = 8;
 export const fuse: readonly PipelineStep[] = [
   // the parts that others contain
   'fuse-activation',
+  'fold-pad',
+  'fuse-conv',
+  'fuse-pool',
   'fuse-norm',
   // biases, activations and residuals go in one after the other, so several rounds
   'fuse-linear',
@@ -20,5 +23,10 @@ export const fuse: readonly PipelineStep[] = [
   'fuse-attention',
   'fuse-layout',
   'fuse-qkv',
+  // what is left between the fused ops
+  'fold-scalars',
+  'merge-linears',
+  'sink-transposes',
+  'reassociate-reshapes',
   ...cleanUp,
 ];

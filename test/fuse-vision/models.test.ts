@@ -45,7 +45,7 @@ for (const { name, path, sizes, convs, nodes } of visionModels)
     async () => {
       const original = decodeModel(readFileSync(path));
       const model = cloneModel(original);
-      const steps = ['clean-up', 'fuse-activation', 'fuse-conv', 'fuse-expression'];
+      const steps = ['clean-up', 'fuse', 'fuse-expression', 'eliminate-dead'];
       const reports = await runPasses(model, pipelineFrom(steps));
       const refusals = reports.flatMap((report) => report.refusals);
       const all = [...model.graph.allNodes()];
