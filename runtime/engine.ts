@@ -45,10 +45,16 @@ export interface Sequence {
    *
    * @param ids - at least one token
    * @param all - logits for every new token instead of the last one only
+   * @param signal - stops between parts of a long prompt, rejecting with its reason; engines that take a
+   *   prompt in one call do not stop. What has been fed by then stays in `ids`
    * @returns logits, [1 or ids.length, vocabulary], the caller's to keep and change
    * @throws {@link FettleError} USAGE when the context would become too long
    */
-  feed(ids: readonly number[], all?: boolean): Promise<Float32Array<ArrayBuffer>>;
+  feed(
+    ids: readonly number[],
+    all?: boolean,
+    signal?: AbortSignal,
+  ): Promise<Float32Array<ArrayBuffer>>;
   /** Forgets everything. */
   reset(): void;
 }

@@ -127,7 +127,7 @@ export async function* generateTokens(
     let next = prompt;
     while (!aborted()) {
       const beforeMs = performance.now();
-      const logits = await sequence.feed(next);
+      const logits = await sequence.feed(next, false, options.signal);
       if (aborted()) return;
       const id = sampler.choose(logits, sequence.ids);
       lastMs = performance.now();

@@ -1,6 +1,7 @@
 /**
  * What a page downloads to run bundles: `fettle/runtime` bundled and minified by esbuild, then
- * compressed by brotli, without the engine and tokenizer that it loads on demand.
+ * compressed by brotli, without what it loads on demand; and with the WASM engine and one binary of its
+ * kernels (base64 of deflated bytes), which is all that a language model takes but the tokenizer.
  *
  * npm run size            a table
  * npm run size -- --json  one JSON object
@@ -23,27 +24,65 @@ export interface Size {
 /** Packages that a bundle asks for; pages that do not need them do not load them. */
 const onDemand = ['onnxruntime-web', 'onnxruntime-web/*', '@huggingface/*'];
 
-/**
- * Measures one entry point of the runtime.
- *
- * @param file - of the sources, from the project's folder
- */
-export async function sizeOf(file = 'runtime/index.ts'): Promise<Size> {
-  const { outputFiles } = await build({
-    entryPoints: [join(root, file)],
+/** Chunks that a language model on the WASM engine loads besides the runtime: one binary of several. */
+const wasmChunks: readonly RegExp[] = [
+  /runtime\/wasm\/engine\.ts$/,
+  /generated\/probe-relaxed\.ts$/,
+  /generated\/relaxed\.ts$/,
+];
+
+/** Measures the runtime without engines, and with all that a language model on the WASM engine loads. */
+export async function sizes(): Promise<readonly [base: Size, languageModel: Size]> {
+  const { outputFiles, metafile } = await build({
+    entryPoints: [join(root, 'runtime/index.ts')],
+    absWorkingDir: root,
+    outdir: join(root, 'dist/size'),
     bundle: true,
+    splitting: true,
     minify: true,
     write: false,
+    metafile: true,
     format: 'esm',
     target: 'es2022',
     platform: 'browser',
     external: onDemand,
   });
-  const code = outputFiles[0]?.contents ?? new Uint8Array(0);
-  const brotli = brotliCompressSync(code, {
-    params: { [constants.BROTLI_PARAM_QUALITY]: constants.BROTLI_MAX_QUALITY },
-  });
-  return { entry: 'fettle/runtime', minifiedBytes: code.length, brotliBytes: brotli.length };
+  const contents = new Map(outputFiles.map(({ path, contents: code }) => [path, code]));
+  const chunks = new Map(Object.entries(metafile.outputs));
+  /** A chunk, and what it imports at once. */
+  const loaded = (chunk: string, found: Set<string>): Set<string> => {
+    if (found.has(chunk)) return found;
+    found.add(chunk);
+    for (const { path, kind } of chunks.get(chunk)?.imports ?? [])
+      if (kind === 'import-statement') loaded(path, found);
+    return found;
+  };
+  const chunkOf = (source: RegExp): string => {
+    for (const [chunk, { entryPoint }] of chunks)
+      if (entryPoint !== undefined && source.test(entryPoint)) return chunk;
+    throw new Error(`No chunk is made from ${source}.`);
+  };
+  const size = (entry: string, files: ReadonlySet<string>): Size => {
+    let [minifiedBytes, brotliBytes] = [0, 0];
+    for (const file of files) {
+      const code = contents.get(join(root, file)) ?? new Uint8Array(0);
+      minifiedBytes += code.length;
+      brotliBytes += compressed(code);
+    }
+    return { entry, minifiedBytes, brotliBytes };
+  };
+  const base = loaded(chunkOf(/runtime\/index\.ts$/), new Set());
+  const all = new Set(base);
+  for (const source of wasmChunks) loaded(chunkOf(source), all);
+  return [
+    size('fettle/runtime', base),
+    size('a language model on engine wasm, kernels included', all),
+  ];
+}
+
+function compressed(code: Uint8Array): number {
+  const params = { [constants.BROTLI_PARAM_QUALITY]: constants.BROTLI_MAX_QUALITY };
+  return brotliCompressSync(code, { params }).length;
 }
 
 /** Bytes as KiB with one decimal. */
@@ -52,10 +91,12 @@ export function kib(bytes: number): string {
 }
 
 if (process.argv[1] === import.meta.filename) {
-  const size = await sizeOf();
+  const all = await sizes();
+  const line = ({ entry, minifiedBytes, brotliBytes }: Size): string =>
+    `${entry}: ${kib(minifiedBytes)} minified, ${kib(brotliBytes)} with brotli\n`;
   process.stdout.write(
     process.argv.includes('--json')
-      ? `${JSON.stringify(size)}\n`
-      : `${size.entry}: ${kib(size.minifiedBytes)} minified, ${kib(size.brotliBytes)} with brotli\n`,
+      ? `${JSON.stringify({ ...all[0], languageModel: all[1] })}\n`
+      : all.map(line).join(''),
   );
 }

@@ -5,7 +5,7 @@ import type { Model } from '../../compiler/ir/graph.ts';
 import type { DecoderSpec } from '../../runtime/manifest.ts';
 import type { Session } from '../../runtime/node.ts';
 import { startWorker } from '../../runtime/node.ts';
-import { zeros } from '../../runtime/tensor.ts';
+import { tensor, zeros } from '../../runtime/tensor.ts';
 import type { FusedDecoderOptions } from '../support/fused-decoder.ts';
 import { fusedDecoder } from '../support/fused-decoder.ts';
 import { planBundle } from '../support/plan-session.ts';
@@ -112,3 +112,44 @@ for (const format of ['w8g32', 'w4g32', 'w4g32a', 'w4g16', 'w3g32', 'w2g16', 'w4
     assert.ok(distance(got, want) <= 1e-2);
     await session.dispose();
   });
+
+test('a long prompt is aborted between its parts, and the sequence goes on from there', async () => {
+  const { model, decoder } = fusedDecoder({ context: 4096 });
+  const session = await (await planBundle(model, decoder, { chunk: 16 })).open();
+  const prompt = Array.from({ length: 3000 }, (_, i) => (i * 7) % 80);
+  const stop = new AbortController();
+  setTimeout(() => stop.abort(), 30);
+  const result = await session.generate(prompt, { maxTokens: 4, signal: stop.signal }).result();
+  assert.equal(result.finish, 'abort');
+  assert.deepEqual(result.tokens, []);
+  const again = await session.generate(ids, { maxTokens: 4, temperature: 0 }).result();
+  assert.equal(again.tokens.length, 4);
+  await session.dispose();
+});
+
+test('run() gives logits of all tokens and does not disturb a conversation', async () => {
+  const { model, decoder } = fusedDecoder();
+  const session = await (await planBundle(model, decoder)).open();
+  const options = { maxTokens: 6, temperature: 0, ignoreEnd: true };
+  const whole = await session.generate(ids, { ...options, maxTokens: 12 }).result();
+  const first = await session.generate(ids, options).result();
+  const input = tensor('i64', [1, 4], BigInt64Array.of(3n, 1n, 4n, 1n));
+  const { logits } = await session.run({ input_ids: input });
+  assert.deepEqual(logits?.shape, [1, 4, 80]);
+  const direct = (await session.logits([3, 1, 4, 1])).data;
+  assert.deepEqual(logits?.data, direct);
+  assert.deepEqual(first.tokens, whole.tokens.slice(0, 6));
+  await session.dispose();
+});
+
+test('memory is counted as it was planned, and never grows', async () => {
+  const { model, decoder } = fusedDecoder({ format: 'w4g32' });
+  const bundle = await planBundle(model, decoder);
+  const session = await bundle.open();
+  await session.generate(ids, { maxTokens: 8, ignoreEnd: true }).result();
+  const { weights, arena, state } = session.measure().memoryBytes;
+  const { memory } = session.manifest;
+  assert.deepEqual([weights, arena, state], [memory.weights, memory.arena, memory.state]);
+  assert.deepEqual(session.measure().memorySource.state, 'counted');
+  await session.dispose();
+});
