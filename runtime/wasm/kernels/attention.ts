@@ -2,8 +2,12 @@
  * ATTENTION: softmax(q k^T * scale ...) v with an online softmax over blocks of 64 keys, so that working
  * memory is the same at any length. Online softmax: Milakov & Gimelshein 2018 (arXiv:1805.02867).
  *
- * Scratch: scores f32 [64] at 0, the running result f32 [VSIZE <= 256] at 256, the query f32 [SIZE] at 1280.
- * One item is one query of one head; items are split between threads and do not depend on each other.
+ * A tile is four rows that share keys and values: queries and heads of one group, row = query * heads of
+ * the group + head. Keys and values are read once for the four; scores lie as [key][row], so that a
+ * vector holds one key's scores for the tile and the softmax runs on four rows at once. Rows beyond the
+ * last repeat it. Tiles are split between threads and do not depend on each other.
+ *
+ * Scratch: scores f32 [64][4] at 0, results f32 [4][256] at 1024, queries f32 [4][256] at 5120.
  * Only IEEE basic operations, so results are the same on every engine and variant.
  */
 import {
@@ -46,32 +50,51 @@ import {
   TYPE_I32,
   TYPE_I64,
 } from './abi.ts';
-import { address, float, halves, laneMax, laneSum, shareStart, word } from './core.ts';
-import { loadUpTo } from './epilogue.ts';
+import {
+  HALF_FACTOR,
+  HALF_MASK,
+  address,
+  constant,
+  float,
+  halves,
+  shareStart,
+  word,
+} from './core.ts';
 import { exp, tanh } from './math.ts';
 
 /** Keys a block. */
 const BLOCK = 64;
-const RESULT: usize = 256;
-const QUERY: usize = 1280;
+const RESULT: usize = 1024;
+const QUERY: usize = 5120;
+/** Bytes of a row of results or queries. */
+const ROW: usize = 1024;
 
 export function attention(step: usize, scratch: usize, thread: i32, threads: i32): void {
-  const heads = word(step, ATTENTION_HEADS);
-  const queries = word(step, ATTENTION_QUERIES);
-  const items = word(step, ATTENTION_BATCH) * heads * queries;
+  const groups = word(step, ATTENTION_KVHEADS);
+  const heads = word(step, ATTENTION_HEADS) / groups;
+  const rows = word(step, ATTENTION_QUERIES) * heads;
+  const tiles = (rows + 3) >> 2;
+  const items = word(step, ATTENTION_BATCH) * groups * tiles;
   const end = shareStart(items, thread + 1, threads);
   for (let i = shareStart(items, thread, threads); i < end; i++) {
-    const query = i % queries;
-    const head = (i / queries) % heads;
-    attend(step, scratch, i / queries / heads, head, query);
+    const tile = i % tiles;
+    const group = (i / tiles) % groups;
+    attendTile(step, scratch, i / tiles / groups, group, tile << 2, heads, rows);
   }
 }
 
-function attend(step: usize, scratch: usize, batch: i32, head: i32, query: i32): void {
+function attendTile(
+  step: usize,
+  scratch: usize,
+  batch: i32,
+  group: i32,
+  first: i32,
+  heads: i32,
+  rows: i32,
+): void {
   const size = word(step, ATTENTION_SIZE);
   const valueSize = word(step, ATTENTION_VSIZE);
-  const group = head / (word(step, ATTENTION_HEADS) / word(step, ATTENTION_KVHEADS));
-  const half = word(step, ATTENTION_KVTYPE) == TYPE_F16;
+  const kind = word(step, ATTENTION_KVTYPE) == TYPE_F16 ? 1 : 0;
   const keyToken = word(step, ATTENTION_KTOKEN);
   const valueToken = word(step, ATTENTION_VTOKEN);
   const keys =
@@ -80,56 +103,82 @@ function attend(step: usize, scratch: usize, batch: i32, head: i32, query: i32):
   const values =
     address(step, ATTENTION_V) + batch * word(step, ATTENTION_VBATCH) +
     group * word(step, ATTENTION_VHEAD);
-  const q =
-    address(step, ATTENTION_Q) + batch * word(step, ATTENTION_QBATCH) +
-    query * word(step, ATTENTION_QTOKEN) + head * (size << 2);
-  scaleRow(q, scratch + QUERY, size, float(step, ATTENTION_SCALE));
-
-  // visible keys: first..last-1
-  const position = word(step, ATTENTION_PAST) + query;
-  const window = word(step, ATTENTION_WINDOW);
-  const causal = word(step, ATTENTION_CAUSAL) != 0;
-  let last = word(step, ATTENTION_KEYS);
-  if (causal) last = min(last, position + 1);
-  else if (window > 0) last = min(last, position + window);
-  const first = window > 0 ? max(0, position - window + 1) : 0;
-
-  let peak: f32 = -Infinity;
-  let sum: f32 = 0;
+  const q = address(step, ATTENTION_Q) + batch * word(step, ATTENTION_QBATCH);
   const sinks = address(step, ATTENTION_SINKS);
-  if (sinks) {
-    peak = load<f32>(sinks + (head << 2));
-    sum = 1;
+
+  // each row's query, and the keys it sees: from..to-1
+  let from = i32x4.splat(0);
+  let to = from;
+  let peak = f32x4.splat(-Infinity);
+  let start = i32.MAX_VALUE;
+  let stop = 0;
+  for (let r = 0; r < 4; r++) {
+    const row = min(first + r, rows - 1);
+    const query = row / heads;
+    const head = group * heads + (row - query * heads);
+    const at = q + query * word(step, ATTENTION_QTOKEN) + head * (size << 2);
+    scaleRow(at, scratch + QUERY + r * ROW, size, float(step, ATTENTION_SCALE));
+    const low = firstKey(step, query);
+    const high = lastKey(step, query);
+    start = min(start, low);
+    stop = max(stop, high);
+    from = withLane(from, r, low);
+    to = withLane(to, r, high);
+    if (sinks) peak = withLane(peak, r, load<i32>(sinks + (head << 2)));
   }
-  memory.fill(scratch + RESULT, 0, valueSize << 2);
-  for (let t = first; t < last; t += BLOCK) {
-    const count = min(BLOCK, last - t);
-    if (half) scoreKeys(true, scratch + QUERY, keys + t * keyToken, keyToken, size, count, scratch);
-    else scoreKeys(false, scratch + QUERY, keys + t * keyToken, keyToken, size, count, scratch);
-    adjustScores(step, scratch, batch, head, query, t, count);
-    // lanes beyond `count` are -infinity from here on
-    let high = f32x4.splat(-Infinity);
-    for (let i = 0; i < count; i += 4) high = f32x4.max(high, v128.load(scratch + (i << 2)));
-    const newPeak = max<f32>(peak, laneMax(high));
-    if (newPeak == -Infinity) continue;
-    const p = f32x4.splat(newPeak);
+  let sum = f32x4.splat(sinks ? 1 : 0);
+  memory.fill(scratch + RESULT, 0, 4 * ROW);
+  for (let t = start; t < stop; t += BLOCK) {
+    const count = min(BLOCK, stop - t);
+    unchecked(scorers[kind])(scratch, keys + t * keyToken, keyToken, size, count);
+    adjustScores(step, scratch, batch, group, first, heads, rows, t, count, from, to);
+    let newPeak = peak;
+    for (let i = 0; i < count; i++) newPeak = f32x4.pmax(newPeak, v128.load(scratch + (i << 4)));
+    // a row that has seen no key yet keeps a peak of -infinity, from which nothing can be subtracted
+    const none = f32x4.eq(newPeak, f32x4.splat(-Infinity));
+    const shift = v128.andnot(newPeak, none);
+    const keep = exp(f32x4.sub(peak, shift));
     let total = f32x4.splat(0);
-    for (let i = 0; i < count; i += 4) {
-      const e = exp(f32x4.sub(v128.load(scratch + (i << 2)), p));
-      v128.store(scratch + (i << 2), e);
+    for (let i = 0; i < count; i++) {
+      const e = exp(f32x4.sub(v128.load(scratch + (i << 4)), shift));
+      v128.store(scratch + (i << 4), e);
       total = f32x4.add(total, e);
     }
-    const keep: f32 =
-      peak == newPeak ? 1 : f32x4.extract_lane(exp(f32x4.splat(peak - newPeak)), 0);
     peak = newPeak;
-    sum = sum * keep + laneSum(total);
-    if (half) addValues(true, scratch, values + t * valueToken, valueToken, valueSize, count, keep);
-    else addValues(false, scratch, values + t * valueToken, valueToken, valueSize, count, keep);
+    sum = f32x4.add(f32x4.mul(sum, keep), total);
+    unchecked(adders[kind])(scratch, values + t * valueToken, valueToken, valueSize, count, keep);
   }
-  const y =
-    address(step, ATTENTION_Y) + batch * word(step, ATTENTION_YBATCH) +
-    query * word(step, ATTENTION_YTOKEN) + head * (valueSize << 2);
-  scaleRow(scratch + RESULT, y, valueSize, sum > 0 ? 1 / sum : 0);
+  const y = address(step, ATTENTION_Y) + batch * word(step, ATTENTION_YBATCH);
+  const empty = f32x4.eq(sum, f32x4.splat(0));
+  const factor = v128.andnot(f32x4.div(f32x4.splat(1), sum), empty);
+  v128.store(scratch, factor);
+  for (let r = 0; r < 4 && first + r < rows; r++) {
+    const query = (first + r) / heads;
+    const head = group * heads + (first + r - query * heads);
+    const at = y + query * word(step, ATTENTION_YTOKEN) + head * (valueSize << 2);
+    scaleRow(scratch + RESULT + r * ROW, at, valueSize, load<f32>(scratch + (r << 2)));
+  }
+}
+
+/** First key that a query sees. */
+function firstKey(step: usize, query: i32): i32 {
+  const window = word(step, ATTENTION_WINDOW);
+  return window > 0 ? max(0, word(step, ATTENTION_PAST) + query - window + 1) : 0;
+}
+
+/** One more than the last key that a query sees. */
+function lastKey(step: usize, query: i32): i32 {
+  const position = word(step, ATTENTION_PAST) + query;
+  const window = word(step, ATTENTION_WINDOW);
+  const keys = word(step, ATTENTION_KEYS);
+  if (word(step, ATTENTION_CAUSAL)) return min(keys, position + 1);
+  return window > 0 ? min(keys, position + window) : keys;
+}
+
+/** `x` with i32 lane `lane` replaced, where the lane is no constant. */
+function withLane(x: v128, lane: i32, value: i32): v128 {
+  const here = i32x4.eq(i32x4(0, 1, 2, 3), i32x4.splat(lane));
+  return v128.bitselect(i32x4.splat(value), x, here);
 }
 
 function scaleRow(x: usize, y: usize, count: i32, factor: f32): void {
@@ -141,35 +190,77 @@ function scaleRow(x: usize, y: usize, count: i32, factor: f32): void {
 
 /** Four values at element `i` of a row. */
 @inline
-function elements(half: bool, row: usize, i: i32): v128 {
-  return half ? halves(row + (i << 1)) : v128.load(row + (i << 2));
+function elements(half: bool, row: usize, i: i32, mask: v128, factor: v128): v128 {
+  return half ? halves(row + (i << 1), mask, factor) : v128.load(row + (i << 2));
 }
 
-/** scores[t] = q . key t, four keys at a time; beyond `count` the last key is scored again. */
+// Called through tables so that each stays a function of its own, which engines compile better than one
+// large one.
+type Scorer = (scratch: usize, keys: usize, stride: i32, size: i32, count: i32) => void;
+type Adder = (
+  scratch: usize,
+  values: usize,
+  stride: i32,
+  size: i32,
+  count: i32,
+  keep: v128,
+) => void;
+
+/** By KV type: f32, f16. */
+const scorers: StaticArray<Scorer> = [
+  (scratch, keys, stride, size, count) => {
+    scoreKeys(false, scratch, keys, stride, size, count);
+  },
+  (scratch, keys, stride, size, count) => {
+    scoreKeys(true, scratch, keys, stride, size, count);
+  },
+];
+const adders: StaticArray<Adder> = [
+  (scratch, values, stride, size, count, keep) => {
+    addValues(false, scratch, values, stride, size, count, keep);
+  },
+  (scratch, values, stride, size, count, keep) => {
+    addValues(true, scratch, values, stride, size, count, keep);
+  },
+];
+
+/** scores[t][row] = query row . key t, two keys at a time. */
 @inline
 function scoreKeys(
   half: bool,
-  q: usize,
+  scratch: usize,
   keys: usize,
   stride: i32,
   size: i32,
   count: i32,
-  scores: usize,
 ): void {
-  for (let t = 0; t < count; t += 4) {
-    const k0 = keys + t * stride;
-    const k1 = keys + min(t + 1, count - 1) * stride;
-    const k2 = keys + min(t + 2, count - 1) * stride;
-    const k3 = keys + min(t + 3, count - 1) * stride;
-    let a = f32x4.splat(0), b = a, c = a, d = a;
+  const mask = constant(HALF_MASK);
+  const factor = constant(HALF_FACTOR);
+  for (let t = 0; t < count; t += 2) {
+    const other = t + 1 < count ? keys + stride : keys;
+    let a0 = f32x4.splat(0), a1 = a0, a2 = a0, a3 = a0;
+    let b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+    let q = scratch + QUERY;
     for (let i = 0; i < size; i += 4) {
-      const x = v128.load(q + (i << 2));
-      a = f32x4.add(a, f32x4.mul(x, elements(half, k0, i)));
-      b = f32x4.add(b, f32x4.mul(x, elements(half, k1, i)));
-      c = f32x4.add(c, f32x4.mul(x, elements(half, k2, i)));
-      d = f32x4.add(d, f32x4.mul(x, elements(half, k3, i)));
+      const k = elements(half, keys, i, mask, factor);
+      const l = elements(half, other, i, mask, factor);
+      let x = v128.load(q, 0);
+      a0 = f32x4.add(a0, f32x4.mul(x, k));
+      b0 = f32x4.add(b0, f32x4.mul(x, l));
+      x = v128.load(q, 1024);
+      a1 = f32x4.add(a1, f32x4.mul(x, k));
+      b1 = f32x4.add(b1, f32x4.mul(x, l));
+      x = v128.load(q, 2048);
+      a2 = f32x4.add(a2, f32x4.mul(x, k));
+      b2 = f32x4.add(b2, f32x4.mul(x, l));
+      x = v128.load(q, 3072);
+      a3 = f32x4.add(a3, f32x4.mul(x, k));
+      b3 = f32x4.add(b3, f32x4.mul(x, l));
+      q += 16;
     }
-    v128.store(scores + (t << 2), sumRows(a, b, c, d));
+    v128.store(scratch + (t << 4), sumRows(a0, a1, a2, a3), 0);
+    v128.store(scratch + (t << 4), sumRows(b0, b1, b2, b3), 16);
+    keys += stride * 2;
   }
 }
 
@@ -181,49 +272,70 @@ export function sumRows(a: v128, b: v128, c: v128, d: v128): v128 {
   return f32x4.add(v128.shuffle<f32>(ab, cd, 0, 1, 4, 5), v128.shuffle<f32>(ab, cd, 2, 3, 6, 7));
 }
 
-/** Softcap, bias, mask; scores beyond `count` become -infinity. */
+/** Softcap, bias, mask; what a row does not see becomes -infinity. */
 function adjustScores(
   step: usize,
   scores: usize,
   batch: i32,
-  head: i32,
-  query: i32,
-  t: i32,
+  group: i32,
+  first: i32,
+  heads: i32,
+  rows: i32,
+  start: i32,
   count: i32,
+  from: v128,
+  to: v128,
 ): void {
   const cap = float(step, ATTENTION_SOFTCAP);
   if (cap > 0) {
     const inverse = f32x4.splat(1 / cap);
-    for (let i = 0; i < count; i += 4) {
-      const x = f32x4.mul(v128.load(scores + (i << 2)), inverse);
-      v128.store(scores + (i << 2), f32x4.mul(tanh(x), f32x4.splat(cap)));
+    for (let i = 0; i < count; i++) {
+      const x = f32x4.mul(v128.load(scores + (i << 4)), inverse);
+      v128.store(scores + (i << 4), f32x4.mul(tanh(x), f32x4.splat(cap)));
     }
   }
   const bias = address(step, ATTENTION_BIAS);
   if (bias) {
-    const row =
-      bias + batch * word(step, ATTENTION_BIASBATCH) + head * word(step, ATTENTION_BIASHEAD) +
-      query * word(step, ATTENTION_BIASQUERY) + (t << 2);
-    for (let i = 0; i < count; i += 4) {
-      const b = loadUpTo(row + (i << 2), count - i);
-      v128.store(scores + (i << 2), f32x4.add(v128.load(scores + (i << 2)), b));
+    for (let r = 0; r < 4; r++) {
+      const row = min(first + r, rows - 1);
+      const query = row / heads;
+      const head = group * heads + (row - query * heads);
+      const line =
+        bias + batch * word(step, ATTENTION_BIASBATCH) + head * word(step, ATTENTION_BIASHEAD) +
+        query * word(step, ATTENTION_BIASQUERY) + (start << 2);
+      for (let i = 0; i < count; i++) {
+        const at = scores + (i << 4) + (r << 2);
+        store<f32>(at, load<f32>(at) + load<f32>(line + (i << 2)));
+      }
     }
   }
   const mask = address(step, ATTENTION_MASK);
   if (mask) {
     const type = word(step, ATTENTION_MASKTYPE);
     const shift = type == TYPE_I64 ? 3 : type == TYPE_I32 ? 2 : 0;
-    const row = mask + batch * word(step, ATTENTION_MASKROW) + (t << shift);
+    const line = mask + batch * word(step, ATTENTION_MASKROW) + (start << shift);
     for (let i = 0; i < count; i++) {
-      const at = row + (i << shift);
-      const kept = shift == 3 ? load<i64>(at) != 0 : shift == 2 ? load<i32>(at) != 0 : load<u8>(at) != 0;
-      if (!kept) store<f32>(scores + (i << 2), -Infinity);
+      const at = line + (i << shift);
+      const kept =
+        shift == 3 ? load<i64>(at) != 0 : shift == 2 ? load<i32>(at) != 0 : load<u8>(at) != 0;
+      if (!kept) v128.store(scores + (i << 4), f32x4.splat(-Infinity));
     }
   }
-  for (let i = count; (i & 3) != 0; i++) store<f32>(scores + (i << 2), -Infinity);
+  // only blocks at the edge of what some row sees
+  const inside = v128.and(
+    i32x4.le_s(from, i32x4.splat(start)),
+    i32x4.ge_s(to, i32x4.splat(start + count)),
+  );
+  if (i32x4.all_true(inside)) return;
+  for (let i = 0; i < count; i++) {
+    const t = i32x4.splat(start + i);
+    const seen = v128.and(i32x4.le_s(from, t), i32x4.gt_s(to, t));
+    const x = v128.load(scores + (i << 4));
+    v128.store(scores + (i << 4), v128.bitselect(x, f32x4.splat(-Infinity), seen));
+  }
 }
 
-/** result = result * keep + sum over keys of p[t] * value t, sixteen dimensions at a time. */
+/** results[row] = results[row] * keep[row] + sum over keys of p[t][row] * value t, 8 dimensions at a time. */
 @inline
 function addValues(
   half: bool,
@@ -232,39 +344,50 @@ function addValues(
   stride: i32,
   size: i32,
   count: i32,
-  keep: f32,
+  keep: v128,
 ): void {
-  const factor = f32x4.splat(keep);
-  let i = 0;
-  for (; i + 16 <= size; i += 16) {
+  const mask = constant(HALF_MASK);
+  const factor = constant(HALF_FACTOR);
+  const k0 = f32x4.splat(f32x4.extract_lane(keep, 0));
+  const k1 = f32x4.splat(f32x4.extract_lane(keep, 1));
+  const k2 = f32x4.splat(f32x4.extract_lane(keep, 2));
+  const k3 = f32x4.splat(f32x4.extract_lane(keep, 3));
+  // a size that is no multiple of 8 ends with dimensions of which the second four are not kept
+  for (let i = 0; i < size; i += 8) {
+    const next = i + 4 < size ? i + 4 : i;
     const at = scratch + RESULT + (i << 2);
-    let a = f32x4.mul(v128.load(at, 0), factor);
-    let b = f32x4.mul(v128.load(at, 16), factor);
-    let c = f32x4.mul(v128.load(at, 32), factor);
-    let d = f32x4.mul(v128.load(at, 48), factor);
+    let a0 = f32x4.mul(v128.load(at, 0), k0), b0 = f32x4.mul(v128.load(at, 16), k0);
+    let a1 = f32x4.mul(v128.load(at, 1024), k1), b1 = f32x4.mul(v128.load(at, 1040), k1);
+    let a2 = f32x4.mul(v128.load(at, 2048), k2), b2 = f32x4.mul(v128.load(at, 2064), k2);
+    let a3 = f32x4.mul(v128.load(at, 3072), k3), b3 = f32x4.mul(v128.load(at, 3088), k3);
     let row = values;
+    let p = scratch;
     for (let t = 0; t < count; t++) {
-      const p = v128.load32_splat(scratch + (t << 2));
-      a = f32x4.add(a, f32x4.mul(p, elements(half, row, i)));
-      b = f32x4.add(b, f32x4.mul(p, elements(half, row, i + 4)));
-      c = f32x4.add(c, f32x4.mul(p, elements(half, row, i + 8)));
-      d = f32x4.add(d, f32x4.mul(p, elements(half, row, i + 12)));
+      const v = elements(half, row, i, mask, factor);
+      const u = elements(half, row, next, mask, factor);
+      let x = v128.load32_splat(p, 0);
+      a0 = f32x4.add(a0, f32x4.mul(x, v));
+      b0 = f32x4.add(b0, f32x4.mul(x, u));
+      x = v128.load32_splat(p, 4);
+      a1 = f32x4.add(a1, f32x4.mul(x, v));
+      b1 = f32x4.add(b1, f32x4.mul(x, u));
+      x = v128.load32_splat(p, 8);
+      a2 = f32x4.add(a2, f32x4.mul(x, v));
+      b2 = f32x4.add(b2, f32x4.mul(x, u));
+      x = v128.load32_splat(p, 12);
+      a3 = f32x4.add(a3, f32x4.mul(x, v));
+      b3 = f32x4.add(b3, f32x4.mul(x, u));
       row += stride;
+      p += 16;
     }
-    v128.store(at, a, 0);
-    v128.store(at, b, 16);
-    v128.store(at, c, 32);
-    v128.store(at, d, 48);
-  }
-  for (; i < size; i += 4) {
-    const at = scratch + RESULT + (i << 2);
-    let a = f32x4.mul(v128.load(at), factor);
-    let row = values;
-    for (let t = 0; t < count; t++) {
-      const p = v128.load32_splat(scratch + (t << 2));
-      a = f32x4.add(a, f32x4.mul(p, elements(half, row, i)));
-      row += stride;
-    }
-    v128.store(at, a);
+    v128.store(at, a0, 0);
+    v128.store(at, a1, 1024);
+    v128.store(at, a2, 2048);
+    v128.store(at, a3, 3072);
+    if (next == i) continue;
+    v128.store(at, b0, 16);
+    v128.store(at, b1, 1040);
+    v128.store(at, b2, 2064);
+    v128.store(at, b3, 3088);
   }
 }

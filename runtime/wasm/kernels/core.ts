@@ -57,6 +57,7 @@ export function lookup(table: v128, indices: v128): v128 {
  */
 const constants: usize = memory.data<u32>([
   0x0f0f0f0f, 0x03030303, 0x04040404, 0x000f000f, 0x00030003, 0x00040004, 0x00ff00ff, 0x00010001, 0x77800000,
+  0x8fffffff, 0x7fffffff,
 ]);
 export const NIBBLES: usize = 0;
 export const TWO_BITS: usize = 4;
@@ -68,6 +69,11 @@ export const BYTES16: usize = 24;
 export const ONES16: usize = 28;
 /** f32 2^112: what moves the exponent of an f16 to that of an f32. */
 export const HALF_FACTOR: usize = 32;
+
+/** What remains of a sign-extended f16 after moving its bits: not the copies of the sign. */
+export const HALF_MASK: usize = 36;
+/** All but the sign of an f32. */
+export const MAGNITUDE: usize = 40;
 
 /** A constant of the list above, in all lanes. */
 @inline
@@ -83,13 +89,8 @@ export function positiveHalves(at: usize, halfFactor: v128): v128 {
 
 /** Four f16 at `at` as f32; exact but for infinities and NaN, which become large numbers. */
 @inline
-export function halves(at: usize): v128 {
-  const bits = v128.load16x4_u(at);
-  const magnitude = f32x4.mul(
-    i32x4.shl(v128.and(bits, i32x4.splat(0x7fff)), 13),
-    f32x4.splat(reinterpret<f32>(0x77800000)),
-  );
-  return v128.or(magnitude, i32x4.shl(v128.and(bits, i32x4.splat(0x8000)), 16));
+export function halves(at: usize, halfMask: v128, halfFactor: v128): v128 {
+  return f32x4.mul(v128.and(i32x4.shl(v128.load16x4_s(at), 13), halfMask), halfFactor);
 }
 
 /** The four f16 nearest to f32 values clamped to +-65504, ties to even, in the low halves of lanes. */

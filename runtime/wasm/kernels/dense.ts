@@ -23,7 +23,17 @@ import {
   DENSE_YROW,
   F16,
 } from './abi.ts';
-import { address, float, fused, halves, shareStart, word } from './core.ts';
+import {
+  HALF_FACTOR,
+  HALF_MASK,
+  address,
+  constant,
+  float,
+  fused,
+  halves,
+  shareStart,
+  word,
+} from './core.ts';
 import { finishTile } from './epilogue.ts';
 
 export function dense(step: usize, scratch: usize, thread: i32, threads: i32): void {
@@ -98,19 +108,21 @@ function multiply(
 
 /** Four rows' weights, `quad` quads of rows on. */
 @inline
-function weights(half: bool, w: usize, quad: i32): v128 {
-  return half ? halves(w + 8 * quad) : v128.load(w + 16 * quad);
+function weights(half: bool, w: usize, quad: i32, mask: v128, factor: v128): v128 {
+  return half ? halves(w + 8 * quad, mask, factor) : v128.load(w + 16 * quad);
 }
 
 @inline
 function tile1(half: bool, w: usize, x: usize, out: usize, K: i32): void {
+  const mask = constant(HALF_MASK);
+  const factor = constant(HALF_FACTOR);
   let f0 = f32x4.splat(0), f1 = f0, f2 = f0, f3 = f0;
   for (let k = 0; k < K; k++) {
     const t = v128.load32_splat(x);
-    f0 = fused(t, weights(half, w, 0), f0);
-    f1 = fused(t, weights(half, w, 1), f1);
-    f2 = fused(t, weights(half, w, 2), f2);
-    f3 = fused(t, weights(half, w, 3), f3);
+    f0 = fused(t, weights(half, w, 0, mask, factor), f0);
+    f1 = fused(t, weights(half, w, 1, mask, factor), f1);
+    f2 = fused(t, weights(half, w, 2, mask, factor), f2);
+    f3 = fused(t, weights(half, w, 3, mask, factor), f3);
     w += half ? 32 : 64;
     x += 4;
   }
@@ -123,13 +135,15 @@ function tile1(half: bool, w: usize, x: usize, out: usize, K: i32): void {
 /** 4 tokens x 8 rows. */
 @inline
 function tile4(half: bool, w: usize, x: usize, xRow: i32, out: usize, K: i32): void {
+  const mask = constant(HALF_MASK);
+  const factor = constant(HALF_FACTOR);
   let f00 = f32x4.splat(0), f01 = f00, f10 = f00, f11 = f00;
   let f20 = f00, f21 = f00, f30 = f00, f31 = f00;
   const row2 = xRow * 2;
   const row3 = xRow * 3;
   for (let k = 0; k < K; k++) {
-    const v = weights(half, w, 0);
-    const u = weights(half, w, 1);
+    const v = weights(half, w, 0, mask, factor);
+    const u = weights(half, w, 1, mask, factor);
     let t = v128.load32_splat(x);
     f00 = fused(t, v, f00);
     f01 = fused(t, u, f01);

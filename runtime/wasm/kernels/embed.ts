@@ -28,7 +28,7 @@ import {
   W4,
   W8,
 } from './abi.ts';
-import { address, float, halves, shareStart, word } from './core.ts';
+import { address, float, shareStart, word } from './core.ts';
 import { tileBytes16 } from './linear.ts';
 
 /** Row of an id: negative ones count from the end, others outside are clamped. */
@@ -63,18 +63,18 @@ function floatRow(step: usize, format: i32, id: i32, K: i32, y: usize, multiply:
   const first: usize = plain ? <usize>id * K : <usize>(id >> 4) * 16 * K + (id & 15);
   let at = address(step, EMBED_W) + (first << shift);
   for (let k = 0; k < K; k++) {
-    const value = half ? f32x4.extract_lane(halves1(at), 0) : load<f32>(at);
+    const value = half ? half1(at) : load<f32>(at);
     store<f32>(y + (k << 2), value * multiply);
     at += stride << shift;
   }
 }
 
-/** One f16 in lane 0; `halves` would read past the end of a table. */
+/** One f16; `halves` would read past the end of a table. */
 @inline
-function halves1(at: usize): v128 {
+function half1(at: usize): f32 {
   const bits = <i32>load<u16>(at);
   const magnitude = reinterpret<f32>((bits & 0x7fff) << 13) * reinterpret<f32>(0x77800000);
-  return f32x4.splat(bits & 0x8000 ? -magnitude : magnitude);
+  return bits & 0x8000 ? -magnitude : magnitude;
 }
 
 function integerRow(step: usize, format: i32, id: i32, K: i32, y: usize, multiply: f32): void {
@@ -91,10 +91,7 @@ function integerRow(step: usize, format: i32, id: i32, K: i32, y: usize, multipl
   const middle = format == W8 || format == C4 ? 128 : format == W4 ? 8 : format == W3 ? 4 : 2;
   for (let b = 0; b < blocks; b++) {
     const group = (tile * groups + b / groupBlocks) * 16 + row;
-    const scale = f32x4.extract_lane(
-      halves1(address(step, EMBED_SCALES) + <usize>group * 2),
-      0,
-    );
+    const scale = half1(address(step, EMBED_SCALES) + <usize>group * 2);
     const zero = zeros ? <i32>load<u8>(zeros + group) : middle;
     const at = w + b * blockBytes + (row >> 2) * 16 + (row & 3) * 4;
     const count = min(block, K - b * block);

@@ -14,7 +14,7 @@ import {
   QUANTIZE_XROW,
   QUANTIZE_Y,
 } from './abi.ts';
-import { RELAXED, address, laneMax, shareStart, word } from './core.ts';
+import { MAGNITUDE, RELAXED, address, constant, shareStart, word } from './core.ts';
 
 /** Bytes of a record of `blocks` blocks. */
 @inline
@@ -57,21 +57,26 @@ function quantizeBlock(
 ): void {
   const padded = blocks * block;
   if (left < block) x = padBlock(x, left, block, scratch);
-  let largest = f32x4.splat(0);
-  for (let i = 0; i < block; i += 4) {
-    largest = f32x4.max(largest, f32x4.abs(v128.load(x + (i << 2))));
+  // magnitudes order as integers too, with NaN above all numbers
+  const magnitude = constant(MAGNITUDE);
+  let largest = i32x4.splat(0);
+  let other = largest;
+  for (let i = 0; i < block; i += 8) {
+    largest = i32x4.max_s(largest, v128.and(v128.load(x + (i << 2), 0), magnitude));
+    other = i32x4.max_s(other, v128.and(v128.load(x + (i << 2), 16), magnitude));
   }
-  const peak = laneMax(largest);
+  const peak = largestLane(i32x4.max_s(largest, other));
   // an empty block, and one with NaN or infinities (which have no codes), keep what they have in the scale
   const inverse: f32 = peak > 0 && peak < Infinity ? 127 / peak : 0;
   const factor = f32x4.splat(inverse);
+  const magic = f32x4.splat(load<f32>(roundingMagic));
   let sum = i32x4.splat(0);
   const codes = record + b * block;
   const pairs = record + padded + ((b * block) << 1);
   for (let i = 0; i < block; i += 8) {
     const at = x + (i << 2);
-    const low = round(f32x4.mul(v128.load(at, 0), factor));
-    const high = round(f32x4.mul(v128.load(at, 16), factor));
+    const low = round(f32x4.mul(v128.load(at, 0), factor), magic);
+    const high = round(f32x4.mul(v128.load(at, 16), factor), magic);
     sum = i32x4.add(sum, i32x4.add(low, high));
     const both = i16x8.narrow_i32x4_s(low, high);
     if (narrow) v128.store64_lane(codes + i, i8x16.narrow_i16x8_s(both, both), 0);
@@ -89,10 +94,21 @@ function quantizeBlock(
   );
 }
 
-/** Round half to even; |x| <= 127 (127/peak may round up, so x can be a hair above: still 127). */
+/** 1.5 * 2^23: adding it to a small number rounds that half to even, into the low mantissa bits. */
+const roundingMagic: usize = memory.data<f32>([12582912]);
+
+/** The i32 nearest to each lane, half to even; |x| < 2^22. */
 @inline
-function round(x: v128): v128 {
-  return i32x4.trunc_sat_f32x4_s(f32x4.nearest(x));
+function round(x: v128, magic: v128): v128 {
+  return i32x4.sub(f32x4.add(x, magic), magic);
+}
+
+/** The f32 whose bits are the largest of four positive lanes. */
+@inline
+function largestLane(x: v128): f32 {
+  x = i32x4.max_s(x, i8x16.shuffle(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  x = i32x4.max_s(x, i8x16.shuffle(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  return f32x4.extract_lane(x, 0);
 }
 
 /** The last, partial block of a row, followed by zeros. */

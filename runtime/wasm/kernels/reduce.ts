@@ -40,7 +40,7 @@ import {
   TOPK_X,
   TYPE_I64,
 } from './abi.ts';
-import { address, shareStart, word } from './core.ts';
+import { address, laneMax, shareStart, word } from './core.ts';
 import { loadUpTo, storeUpTo } from './epilogue.ts';
 import { exp, log } from './math.ts';
 
@@ -110,6 +110,26 @@ export function reduce(step: usize, _scratch: usize, thread: i32, threads: i32):
   }
 }
 
+/** Largest of a row times `sign`, times `sign`; NaN does not count. */
+function extreme(x: usize, length: i32, sign: f32): f32 {
+  const s = f32x4.splat(sign);
+  let a = f32x4.splat(-Infinity), b = a, c = a, d = a;
+  let i = 0;
+  for (; i + 16 <= length; i += 16) {
+    const at = x + (i << 2);
+    a = f32x4.pmax(a, f32x4.mul(v128.load(at, 0), s));
+    b = f32x4.pmax(b, f32x4.mul(v128.load(at, 16), s));
+    c = f32x4.pmax(c, f32x4.mul(v128.load(at, 32), s));
+    d = f32x4.pmax(d, f32x4.mul(v128.load(at, 48), s));
+  }
+  let best = laneMax(f32x4.pmax(f32x4.pmax(a, b), f32x4.pmax(c, d)));
+  for (; i < length; i++) {
+    const value = load<f32>(x + (i << 2)) * sign;
+    if (value > best) best = value;
+  }
+  return best * sign;
+}
+
 /** A row's result in lane 0, before `finish`. */
 function reduceRow(kind: i32, x: usize, length: i32): v128 {
   let a = f32x4.splat(neutral(kind));
@@ -140,7 +160,7 @@ export function softmax(step: usize, _scratch: usize, thread: i32, threads: i32)
 }
 
 function softmaxRow(x: usize, y: usize, length: i32, logarithm: bool): void {
-  const peak = f32x4.splat(f32x4.extract_lane(reduceRow(REDUCE_MAX, x, length), 0));
+  const peak = f32x4.splat(extreme(x, length, 1));
   let i = 0;
   let sums = f32x4.splat(0);
   for (; i < length; i += 4) {
@@ -217,8 +237,7 @@ export function argmax(step: usize, _scratch: usize, thread: i32, threads: i32):
     let index = 0;
     if (inner == 1) {
       // the extreme by vectors, then its place: two fast passes beat one with a branch an element
-      const kind = smallest ? REDUCE_MIN : REDUCE_MAX;
-      best = f32x4.extract_lane(reduceRow(kind, x, length), 0);
+      best = extreme(x, length, smallest ? -1 : 1);
       if (last) for (index = length - 1; index > 0 && load<f32>(x + (index << 2)) != best; ) index--;
       else while (index < length - 1 && load<f32>(x + (index << 2)) != best) index++;
     } else {
