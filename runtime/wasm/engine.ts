@@ -214,7 +214,11 @@ class PlanProgram implements WasmProgram {
 
   #sequence(): WasmSequence {
     const { decoder } = this.#manifest;
-    if (decoder === undefined) throw new FettleError('USAGE', 'The model is no decoder.');
+    if (decoder === undefined)
+      throw new FettleError('USAGE', 'The model is no decoder.', {
+        at: { model: this.#manifest.model.name },
+        fix: 'Use run() instead.',
+      });
     const { layout } = this.#plan;
     return new WasmSequence({ executor: this.#executor, layout, decoder, cache: this.#cache });
   }
@@ -323,5 +327,8 @@ function tensorsOf(tensors: readonly PlanTensor[]): ReadonlyMap<string, PlanTens
 }
 
 function held(): FettleError {
-  return new FettleError('USAGE', 'The WASM engine takes tensors of the caller only.');
+  return new FettleError('USAGE', 'The WASM engine takes tensors of the caller only.', {
+    at: { engine: 'wasm' },
+    fix: 'Pass tensors with data.',
+  });
 }
