@@ -76,12 +76,21 @@ export class FrontHalves {
     return { ...analysis, decoder: { ...analysis.decoder, contextLength } };
   }
 
+  /** The context that fused rotary tables have to cover. */
+  private context(model: Model): { readonly contextLength?: number } {
+    const { decoder } = this.driven(model);
+    return decoder === undefined ? {} : { contextLength: decoder.contextLength };
+  }
+
   private async make(steps: readonly PipelineStep[]): Promise<Front> {
     const { source, options } = this;
     const model = source.read();
     inferModel(model, { contradictions: 'warn' });
     verifyModel(model);
-    const reports = await runPasses(model, pipelineFrom(steps), passOptions(options, ''));
+    const reports = await runPasses(model, pipelineFrom(steps), {
+      ...passOptions(options, ''),
+      ...this.context(model),
+    });
     const { decoder, takesIds, reasons, warnings } = this.driven(model);
     this.sha256 ??= source.sha256();
     return {
@@ -115,7 +124,8 @@ function tooLong(wanted: number, allowed: number): FettleError {
 /** Everything of the pipeline before weights are quantized, shapes filled in from the recipe. */
 function frontSteps(target: Target, recipe: Recipe): readonly PipelineStep[] {
   const at = target.pipeline.findIndex(is('quantize-weights'));
-  const steps = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
+  const all = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
+  const steps = recipe.fusion ? all : all.filter((step) => !is('fuse')(step));
   if (Object.keys(recipe.shapes).length === 0)
     return steps.filter((step) => !is('specialize-shapes')(step));
   const specialize: PipelineStep = ['specialize-shapes', { shapes: recipe.shapes }];

@@ -24,5 +24,6 @@ export const ortWebgpu: Target = {
   quantizedForm: 'mat-mul-nbits',
   // for the weights that do not fit MatMulNBits
   sessionOptions: foldDequantize,
-  pipeline: ortWasm.pipeline,
+  // fused forms have not been measured on this provider
+  pipeline: ortWasm.pipeline.filter((step) => step !== 'fuse'),
 };

@@ -117,12 +117,16 @@ export class Bookkeeping {
     if (batch !== undefined) bySymbol.set(batch, sizes.batch);
     if (sequence !== undefined) bySymbol.set(sequence, sizes.sequence);
     if (past !== undefined) bySymbol.set(past, sizes.past);
-    let other = 11;
+    // large, since images are often halved several times, and different in every call
+    let other = 16 * sizes.sequence + 3;
     for (const input of inputs)
       for (const dim of input.shape ?? [])
         for (const symbol of symbolsOf(dim))
           if (!bySymbol.has(symbol))
-            bySymbol.set(symbol, this.isTotal(input, dim) ? sizes.past + sizes.sequence : other++);
+            bySymbol.set(
+              symbol,
+              this.isTotal(input, dim) ? sizes.past + sizes.sequence : (other += 16),
+            );
     const given = new Map<Value, Tensor>();
     for (const input of inputs) {
       if (!this.has(input)) continue;

@@ -181,6 +181,8 @@ class Trial {
     const ones = this.run(layoutCall, 'first', () => 1);
     const numbered = this.run(layoutCall, 'first', (index) => index + 1);
     if (count === undefined || ones === undefined || numbered === undefined) return undefined;
+    // with one token, its axis could be anywhere
+    if (ones.tokens < 2 && !this.hasOneToken()) return undefined;
     const scale = ones.at(0, 0, 0, 0);
     if (scale === 0 || !Number.isFinite(scale)) return undefined;
     const trial = this.run(trialCall, 'counted', () => 1);
@@ -196,6 +198,11 @@ class Trial {
     if (turns && rotary === undefined) return undefined;
     const map: HeadMap = { source, ...layout, scale, rotary, nodes: this.nodes };
     return this.verified(map) ? map : undefined;
+  }
+
+  /** Whether there is one token in every call. */
+  private hasOneToken(): boolean {
+    return this.heads.shape?.at(this.headOrder === 'bhds' ? -1 : -2) === 1;
   }
 
   /** Heads read: the product of the leading axes without the batch. */

@@ -161,6 +161,9 @@ function orderOf(
     const inputs = books.call(call);
     const shape = knownShape(source.shape, inputs.sizes);
     if (shape === undefined || shape.length > 5 || elementCount(shape) > 1 << 22) return undefined;
+    // an axis that happens to be 1 here could be anywhere
+    if (source.shape?.some((dim, axis) => dim !== 1 && shape[axis] === 1) === true)
+      return undefined;
     const numbered = tensor(
       'f32',
       shape,
