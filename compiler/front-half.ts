@@ -125,7 +125,9 @@ function tooLong(wanted: number, allowed: number): FettleError {
 function frontSteps(target: Target, recipe: Recipe): readonly PipelineStep[] {
   const at = target.pipeline.findIndex(is('quantize-weights'));
   const all = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
-  const steps = recipe.fusion ? all : all.filter((step) => !is('fuse')(step));
+  const steps = recipe.fusion
+    ? all
+    : all.filter((step) => !is('fuse')(step) && !is('fuse-expression')(step));
   if (Object.keys(recipe.shapes).length === 0)
     return steps.filter((step) => !is('specialize-shapes')(step));
   const specialize: PipelineStep = ['specialize-shapes', { shapes: recipe.shapes }];
