@@ -26,8 +26,11 @@ export const wasm: Target = {
     ['fold-constants', { widen: true }],
     // the kernels are those of the fused ops
     'fuse',
-    // after everything that folds or merges constants
-    'quantize-weights',
+    // last, for elementwise ops are parts of what the others look for
+    'fuse-expression',
+    // After everything that folds or merges constants. Convolutions are computed from f32 filters: codes
+    // would lose quality and save nothing.
+    ['quantize-weights', { convolutions: 'none' }],
     // a matrix that was stored twice, once transposed, now has the same codes twice
     'deduplicate-weights',
     'eliminate-dead',

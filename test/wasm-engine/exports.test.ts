@@ -18,7 +18,7 @@ const folder = (name: string, file: string): string => sharedPath('models/export
 async function bundleOf(name: string): Promise<PlanBundle> {
   const model = openSource(new NodeFiles(), folder(name, 'model.onnx')).read();
   inferModel(model, { contradictions: 'warn' });
-  const steps = wasm.pipeline.filter((step) => step !== 'quantize-weights');
+  const steps = wasm.pipeline.filter((step) => typeof step === 'string');
   await runPasses(model, pipelineFrom(steps), {});
   return planBundle(model);
 }
