@@ -62,7 +62,9 @@ export function move(step: usize, _scratch: usize, thread: i32, threads: i32): v
       y += (row - next * size) * word(step, MOVE_YSTRIDE0 + d);
       row = next;
     }
-    if (xStride == element && yStride == element) memory.copy(y, x, count * element);
+    const whole = xStride == element && yStride == element;
+    // memory.copy is a call out of the module, dear for a few bytes
+    if (whole && count * element >= 64) memory.copy(y, x, count * element);
     else if (element == 4) moveRow<u32>(x, y, xStride, yStride, count);
     else if (element == 8) moveRow<u64>(x, y, xStride, yStride, count);
     else if (element == 2) moveRow<u16>(x, y, xStride, yStride, count);
