@@ -35,14 +35,15 @@ const LAST = 2n ** 63n - 1n;
 const F32 = 1;
 const I64 = 7;
 
-class TorchParts implements Parts {
-  private readonly emitter: Emitter;
-  private readonly config: DecoderConfig;
+/** How the exporter writes each part; other exporters' spellings differ in some of them. @internal */
+export class TorchParts implements Parts {
+  protected readonly emitter: Emitter;
+  protected readonly config: DecoderConfig;
   /** [batch, 1, sequence, total], 0 or LOWEST. */
-  private readonly mask: Value;
+  protected readonly mask: Value;
   /** [batch, 1, sequence, rotary]. */
-  private readonly cos: Value;
-  private readonly sin: Value;
+  protected readonly cos: Value;
+  protected readonly sin: Value;
 
   constructor(emitter: Emitter, config: DecoderConfig, inputs: DecoderInputs) {
     this.emitter = emitter;
@@ -129,7 +130,7 @@ class TorchParts implements Parts {
   }
 
   /** Sizes of `axes` of x, each an i64 vector of one element. */
-  private sizes(path: string, x: Value, ...axes: readonly number[]): Value[] {
+  protected sizes(path: string, x: Value, ...axes: readonly number[]): Value[] {
     const { emitter: e } = this;
     return axes.map((axis) => {
       const size = e.op(path, 'Gather', [e.op(path, 'Shape', [x]), e.int(axis)], { axis: int(0) });
@@ -137,7 +138,7 @@ class TorchParts implements Parts {
     });
   }
 
-  private shape(path: string, sizes: readonly (Value | number)[]): Value {
+  protected shape(path: string, sizes: readonly (Value | number)[]): Value {
     const { emitter: e } = this;
     return e.op(
       path,
@@ -147,13 +148,13 @@ class TorchParts implements Parts {
     );
   }
 
-  private reshape(path: string, x: Value, sizes: readonly (Value | number | undefined)[]): Value {
+  protected reshape(path: string, x: Value, sizes: readonly (Value | number | undefined)[]): Value {
     const known = sizes.map((size) => size ?? -1);
     return this.emitter.op(path, 'Reshape', [x, this.shape(path, known)]);
   }
 
   /** Repeats each key/value head for its group of query heads. */
-  private repeat(path: string, x: Value): Value {
+  protected repeat(path: string, x: Value): Value {
     const { emitter: e, config } = this;
     const { heads, kvHeads, headSize } = config;
     if (heads === kvHeads) return x;
@@ -166,7 +167,7 @@ class TorchParts implements Parts {
   }
 
   /** x [batch, heads, sequence, headSize] turned by its position. */
-  private rotate(path: string, x: Value): Value {
+  protected rotate(path: string, x: Value): Value {
     const { emitter: e, config } = this;
     const size = rotarySize(config);
     const whole = size === config.headSize;
@@ -183,7 +184,7 @@ class TorchParts implements Parts {
   }
 
   /** [a, b] -> [-b, a] by halves of the last axis. */
-  private swapHalves(path: string, x: Value): Value {
+  protected swapHalves(path: string, x: Value): Value {
     const size = rotarySize(this.config);
     const first = this.slice(path, x, 0, size / 2);
     const second = this.slice(path, x, size / 2, LAST);
@@ -192,7 +193,7 @@ class TorchParts implements Parts {
   }
 
   /** [a0, b0, a1, b1, …] -> [-b0, a0, -b1, a1, …]. */
-  private swapPairs(path: string, x: Value): Value {
+  protected swapPairs(path: string, x: Value): Value {
     const { emitter: e, config } = this;
     const even = this.slice(path, x, 0, LAST, 2);
     const odd = this.slice(path, x, 1, LAST, 2);
@@ -206,13 +207,13 @@ class TorchParts implements Parts {
     return this.reshape(path, stacked, [batch, heads, sequence, rotarySize(config)]);
   }
 
-  private slice(path: string, x: Value, start: number, end: number | bigint, step = 1): Value {
+  protected slice(path: string, x: Value, start: number, end: number | bigint, step = 1): Value {
     const { emitter: e } = this;
     return e.op(path, 'Slice', [x, e.ints(start), e.ints(end), e.ints(-1), e.ints(step)]);
   }
 
   /** positions i64 [batch, sequence] -> cos, sin [batch, 1, sequence, rotary]. */
-  private rotaryTables(positions: Value): [Value, Value] {
+  protected rotaryTables(positions: Value): [Value, Value] {
     const { emitter: e, config } = this;
     const path = '/model/rotary_emb';
     const frequencies = rotaryFrequencies(config);
@@ -237,7 +238,7 @@ class TorchParts implements Parts {
   }
 
   /** [a0, a1, …] -> [a0, a0, a1, a1, …] over the last axis. */
-  private repeatPairs(path: string, angles: Value): Value {
+  protected repeatPairs(path: string, angles: Value): Value {
     const { emitter: e } = this;
     const column = e.op(path, 'Unsqueeze', [angles, e.ints(-1)]);
     const pairs = e.op(path, 'Concat', [column, column], { axis: int(-1) });
@@ -246,7 +247,7 @@ class TorchParts implements Parts {
   }
 
   /** Causal and padding mask as numbers to add to the scores. */
-  private additiveMask({ ids, mask, past }: DecoderInputs): Value {
+  protected additiveMask({ ids, mask, past }: DecoderInputs): Value {
     const { emitter: e } = this;
     const path = '/model';
     const size = (x: Value, axis: number): Value =>
@@ -264,7 +265,7 @@ class TorchParts implements Parts {
   }
 
   /** Number of real tokens before each token, for the last `sequence` columns of the mask. */
-  private countPositions({ ids, mask }: DecoderInputs): Value {
+  protected countPositions({ ids, mask }: DecoderInputs): Value {
     const { emitter: e } = this;
     const path = '/model';
     const long = e.op(path, 'Cast', [mask], { to: int(I64) });

@@ -1,0 +1,145 @@
+/**
+ * The spelling of Optimum's exports of older Hugging Face models at opset 14: rotary tables that are
+ * gathered by position, a causal triangle cut out of a constant, masks multiplied by the lowest number,
+ * scores divided by a root, heads repeated by Tile, layer norms in nine nodes.
+ *
+ * Source: https://huggingface.co/docs/optimum-onnx on models of transformers before 4.40.
+ */
+import { int, ints } from '../../compiler/ir/attribute.ts';
+import type { Value } from '../../compiler/ir/graph.ts';
+import { tensor } from '../../runtime/tensor.ts';
+import { rotaryFrequencies } from '../decoder-config.ts';
+import type {
+  AttentionInputs,
+  DecoderInputs,
+  LayerCache,
+  NormWeights,
+  Spelling,
+} from './spelling.ts';
+import { TorchParts } from './torch.ts';
+
+/** Optimum. */
+export const optimumSpelling: Spelling = {
+  name: 'optimum',
+  summary: 'plain ONNX ops as Optimum exported older models, opset 14',
+  opsets: { '': 14 },
+  takesPositions: true,
+  foldsGainOffset: false,
+  start: (emitter, config, inputs) => new OptimumParts(emitter, config, inputs),
+};
+
+const LOWEST = -3.4028234663852886e38;
+
+class OptimumParts extends TorchParts {
+  override norm(path: string, x: Value, { gain, bias }: NormWeights): Value {
+    const { emitter: e, config } = this;
+    const mean = (of: Value): Value =>
+      e.op(path, 'ReduceMean', [of], { axes: ints([-1]), keepdims: int(1) });
+    const centred = bias === undefined ? x : e.op(path, 'Sub', [x, mean(x)]);
+    const squares = mean(e.op(path, 'Mul', [centred, centred]));
+    const root = e.op(path, 'Sqrt', [e.op(path, 'Add', [squares, e.float(config.norm.epsilon)])]);
+    const normed = e.op(path, 'Div', [centred, root]);
+    const scale = config.norm.plusOne === true ? e.op(path, 'Add', [e.float(1), gain]) : gain;
+    const scaled = e.op(path, 'Mul', [normed, scale]);
+    return bias === undefined ? scaled : e.op(path, 'Add', [scaled, bias]);
+  }
+
+  override attention(
+    path: string,
+    inputs: AttentionInputs,
+  ): { context: Value; present: LayerCache } {
+    const { emitter: e, config } = this;
+    const { heads, kvHeads, headSize } = config;
+    const [batch, sequence] = this.sizes(path, inputs.query, 0, 1);
+    const split = (x: Value, count: number): Value =>
+      e.op(path, 'Transpose', [this.reshape(path, x, [batch, sequence, count, headSize])], {
+        perm: ints([0, 2, 1, 3]),
+      });
+    const turned = (x: Value, weights: NormWeights | undefined): Value =>
+      this.rotate(path, weights === undefined ? x : this.norm(`${path}/norm`, x, weights));
+    const append = (past: Value, x: Value): Value =>
+      e.op(path, 'Concat', [past, x], { axis: int(2) });
+    const present = {
+      key: append(inputs.past.key, turned(split(inputs.key, kvHeads), inputs.keyNorm)),
+      value: append(inputs.past.value, split(inputs.value, kvHeads)),
+    };
+    const query = turned(split(inputs.query, heads), inputs.queryNorm);
+    const keys = e.op(path, 'Transpose', [this.repeat(path, present.key)], {
+      perm: ints([0, 1, 3, 2]),
+    });
+    const scores = e.op(path, 'Div', [
+      e.op(path, 'MatMul', [query, keys]),
+      e.float(Math.sqrt(headSize)),
+    ]);
+    const masked = e.op(path, 'Max', [e.op(path, 'Add', [scores, this.mask]), e.float(LOWEST)]);
+    const weights = e.op(path, 'Softmax', [masked], { axis: int(3) });
+    const mixed = e.op(path, 'MatMul', [weights, this.repeat(path, present.value)]);
+    const rows = e.op(path, 'Transpose', [mixed], { perm: ints([0, 2, 1, 3]) });
+    return { context: this.reshape(path, rows, [batch, sequence, heads * headSize]), present };
+  }
+
+  /** Each head several times, by Tile. */
+  protected override repeat(path: string, x: Value): Value {
+    const { emitter: e, config } = this;
+    const { heads, kvHeads, headSize } = config;
+    if (heads === kvHeads) return x;
+    const tiled = e.op(path, 'Tile', [
+      e.op(path, 'Unsqueeze', [x, e.ints(2)]),
+      e.ints(1, 1, heads / kvHeads, 1, 1),
+    ]);
+    return e.op(path, 'Reshape', [tiled, e.ints(0, heads, -1, headSize)]);
+  }
+
+  /** Rows of constant tables over the whole context. */
+  protected override rotaryTables(positions: Value): [Value, Value] {
+    const { emitter: e, config } = this;
+    const path = '/model/rotary_emb';
+    const frequencies = rotaryFrequencies(config);
+    const pairs = frequencies.length;
+    const table = (name: string, wave: (angle: number) => number): Value => {
+      const values = Float32Array.from({ length: config.contextLength * 2 * pairs }, (_, index) => {
+        const column = index % (2 * pairs);
+        const pair = config.rotary.pairs === 'half' ? column % pairs : column >> 1;
+        const position = Math.floor(index / (2 * pairs));
+        return wave(Math.fround(position * (frequencies[pair] ?? 0)));
+      });
+      return e.constant(name, tensor('f32', [config.contextLength, 2 * pairs], values));
+    };
+    const rows = (name: string, wave: (angle: number) => number): Value =>
+      e.op(path, 'Unsqueeze', [
+        e.op(path, 'Gather', [table(name, wave), positions], { axis: int(0) }),
+        e.ints(1),
+      ]);
+    return [rows('cos_cached', Math.cos), rows('sin_cached', Math.sin)];
+  }
+
+  /** Rows of a constant triangle, and the inverted mask times the lowest number. */
+  protected override additiveMask({ ids, mask, past }: DecoderInputs): Value {
+    const { emitter: e, config } = this;
+    const path = '/model';
+    const length = config.contextLength;
+    const triangle = e.constant(
+      'causal_mask',
+      tensor(
+        'f32',
+        [1, 1, length, length],
+        Float32Array.from({ length: length * length }, (_, index) =>
+          index % length <= Math.floor(index / length) ? 0 : LOWEST,
+        ),
+      ),
+    );
+    const size = (x: Value, axis: number): Value =>
+      e.op(path, 'Gather', [e.op(path, 'Shape', [x]), e.ints(axis)], { axis: int(0) });
+    const [before] = past;
+    const start = before === undefined ? e.ints(0) : size(before.key, 2);
+    const end = e.op(path, 'Add', [start, size(ids, 1)]);
+    const rows = e.op(path, 'Slice', [triangle, start, end, e.ints(2)]);
+    const causal = e.op(path, 'Slice', [rows, e.ints(0), end, e.ints(3)]);
+    const floats = e.op(path, 'Cast', [e.op(path, 'Unsqueeze', [mask, e.ints(1, 2)])], {
+      to: int(1),
+    });
+    const inverted = e.op(path, 'Sub', [e.float(1), floats]);
+    const padding = e.op(path, 'Mul', [inverted, e.float(LOWEST)]);
+    return e.op(path, 'Add', [padding, causal]);
+  }
+}
