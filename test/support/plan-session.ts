@@ -16,6 +16,8 @@ import { wasm } from '../../targets/wasm.ts';
 /** A plan in a bundle in memory. */
 export interface PlanBundle {
   readonly plan: EncodedPlan;
+  /** Its files, in the folder `bundle`. */
+  readonly files: MemoryFiles;
   /** Opens it. */
   open(options?: OpenOptions): Promise<Session>;
 }
@@ -51,5 +53,5 @@ export async function planBundle(
   };
   const writer = new BundleWriter(files, 'bundle', contents);
   await writer.write({ progress: () => {}, signal: undefined });
-  return { plan, open: (open) => openBundle(folderSource(files, 'bundle'), open) };
+  return { plan, files, open: (open) => openBundle(folderSource(files, 'bundle'), open) };
 }
