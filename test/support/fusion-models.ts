@@ -20,6 +20,9 @@ const decoderSizes = {
   total_sequence_length: 7,
   batch: 1,
   sequence: 512,
+  '?1': 1,
+  '?2': 512,
+  '?3': 1,
 };
 
 /** Every model whose file is there. */

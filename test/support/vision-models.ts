@@ -78,7 +78,7 @@ export const visionModels: readonly VisionModel[] = [
     path: ocr('ch_PP-OCRv4_rec_infer.onnx'),
     sizes: {},
     convs: 38,
-    nodes: 80,
+    nodes: 85,
   },
   {
     name: 'PP-OCR cls',
