@@ -184,7 +184,7 @@ function describe(result: CompileResult, peakRssBytes: number, explain: boolean)
         weights ?? 'as they are',
         formatBytes(bytes),
         files,
-        formatBytes(memory.weights + memory.arena + memory.state),
+        formatBytes(memory.weights + memory.arena + memory.state + (memory.stack ?? 0)),
         sha256.slice(0, 12),
       ]),
     ),
