@@ -25,6 +25,7 @@ import { fuseNorm } from './passes/fuse-norm.ts';
 import { fuseQkv } from './passes/fuse-qkv.ts';
 import { fusePool } from './passes/fuse-pool.ts';
 import { foldConstants, foldConstantsDefaults } from './passes/fold-constants.ts';
+import { insertKvCache } from './passes/insert-kv-cache.ts';
 import { mergeAdjacent } from './passes/merge-adjacent.ts';
 import { mergeLinears } from './passes/merge-linears.ts';
 import type { PassEntry } from './passes/pass-options.ts';
@@ -32,6 +33,7 @@ import { passEntry } from './passes/pass-options.ts';
 import type { Pass, PassGroup } from './passes/pass.ts';
 import { quantizeWeights, quantizeWeightsDefaults } from './passes/quantize-weights.ts';
 import { reassociateReshapes } from './passes/reassociate-reshapes.ts';
+import { simplifyResize } from './passes/simplify-resize.ts';
 import { simplifyShapes } from './passes/simplify-shapes.ts';
 import { sinkTransposes } from './passes/sink-transposes.ts';
 import { specializeShapes, specializeShapesDefaults } from './passes/specialize-shapes.ts';
@@ -73,6 +75,7 @@ export const passes: readonly PassEntry[] = [
   passEntry('Recognises layer and RMS normalization in any spelling.', {}, fuseNorm),
   passEntry('Makes one mean of a global average and the view behind it.', {}, fusePool),
   passEntry('Lets an attention read queries, keys and values from one product.', {}, fuseQkv),
+  passEntry('Gives a causal decoder without a cache one.', {}, insertKvCache),
   passEntry('Makes one op of two of a kind in a row.', {}, mergeAdjacent),
   passEntry(
     'Makes one linear op of two in a row where that leaves fewer weights.',
@@ -89,6 +92,7 @@ export const passes: readonly PassEntry[] = [
     {},
     reassociateReshapes,
   ),
+  passEntry('Says a resize by whole factors as constant factors.', {}, simplifyResize),
   passEntry('Replaces shape arithmetic by constants or shorter ops.', {}, simplifyShapes),
   passEntry('Moves transposes past elementwise ops to the next transpose.', {}, sinkTransposes),
   passEntry(

@@ -1,12 +1,13 @@
 /**
  * The spelling of Optimum's exports of older Hugging Face models at opset 14: rotary tables that are
- * gathered by position, a causal triangle cut out of a constant, masks multiplied by the lowest number,
+ * gathered by position, a causal triangle by Trilu, masks multiplied by the lowest number,
  * scores divided by a root, heads repeated by Tile, layer norms in nine nodes.
  *
  * Source: https://huggingface.co/docs/optimum-onnx on models of transformers before 4.40.
  */
-import { int, ints } from '../../compiler/ir/attribute.ts';
+import { int, ints, tensorAttribute } from '../../compiler/ir/attribute.ts';
 import type { Value } from '../../compiler/ir/graph.ts';
+import { Weight } from '../../compiler/ir/weight.ts';
 import { tensor } from '../../runtime/tensor.ts';
 import { rotaryFrequencies } from '../decoder-config.ts';
 import type {
@@ -97,13 +98,22 @@ class OptimumParts extends TorchParts {
     const frequencies = rotaryFrequencies(config);
     const pairs = frequencies.length;
     const table = (name: string, wave: (angle: number) => number): Value => {
-      const values = Float32Array.from({ length: config.contextLength * 2 * pairs }, (_, index) => {
-        const column = index % (2 * pairs);
-        const pair = config.rotary.pairs === 'half' ? column % pairs : column >> 1;
-        const position = Math.floor(index / (2 * pairs));
-        return wave(Math.fround(position * (frequencies[pair] ?? 0)));
+      const columns = 2 * pairs;
+      // computed when read: a long context has megabytes of them
+      const weight = Weight.lazy('f32', [config.contextLength, columns], (start, length) => {
+        const first = Math.floor(start / 4);
+        const values = Float32Array.from(
+          { length: Math.ceil((start + length) / 4) - first },
+          (_, i) => {
+            const column = (first + i) % columns;
+            const pair = config.rotary.pairs === 'half' ? column % pairs : column >> 1;
+            const position = Math.floor((first + i) / columns);
+            return wave(Math.fround(position * (frequencies[pair] ?? 0)));
+          },
+        );
+        return new Uint8Array(values.buffer, start - first * 4, length);
       });
-      return e.constant(name, tensor('f32', [config.contextLength, 2 * pairs], values));
+      return e.constant(name, weight);
     };
     const rows = (name: string, wave: (angle: number) => number): Value =>
       e.op(path, 'Unsqueeze', [
@@ -113,28 +123,26 @@ class OptimumParts extends TorchParts {
     return [rows('cos_cached', Math.cos), rows('sin_cached', Math.sin)];
   }
 
-  /** Rows of a constant triangle, and the inverted mask times the lowest number. */
+  /** Rows of a triangle, and the inverted mask times the lowest number. */
   protected override additiveMask({ ids, mask, past }: DecoderInputs): Value {
-    const { emitter: e, config } = this;
+    const { emitter: e } = this;
     const path = '/model';
-    const length = config.contextLength;
-    const triangle = e.constant(
-      'causal_mask',
-      tensor(
-        'f32',
-        [1, 1, length, length],
-        Float32Array.from({ length: length * length }, (_, index) =>
-          index % length <= Math.floor(index / length) ? 0 : LOWEST,
-        ),
-      ),
-    );
     const size = (x: Value, axis: number): Value =>
       e.op(path, 'Gather', [e.op(path, 'Shape', [x]), e.ints(axis)], { axis: int(0) });
     const [before] = past;
     const start = before === undefined ? e.ints(0) : size(before.key, 2);
     const end = e.op(path, 'Add', [start, size(ids, 1)]);
-    const rows = e.op(path, 'Slice', [triangle, start, end, e.ints(2)]);
-    const causal = e.op(path, 'Slice', [rows, e.ints(0), end, e.ints(3)]);
+    const square = e.op(
+      path,
+      'ConstantOfShape',
+      [e.op(path, 'Concat', [end, end], { axis: int(0) })],
+      {
+        value: tensorAttribute(Weight.of(tensor('f32', [1], Float32Array.of(LOWEST)))),
+      },
+    );
+    const triangle = e.op(path, 'Trilu', [square, e.int(1)], { upper: int(1) });
+    const rows = e.op(path, 'Slice', [triangle, start, end, e.ints(0)]);
+    const causal = e.op(path, 'Unsqueeze', [rows, e.ints(0, 1)]);
     const floats = e.op(path, 'Cast', [e.op(path, 'Unsqueeze', [mask, e.ints(1, 2)])], {
       to: int(1),
     });
