@@ -12,6 +12,7 @@ export const fuseRounds = 8;
 export const fuse: readonly PipelineStep[] = [
   // the parts that others contain
   'fuse-activation',
+  'simplify-resize',
   'fold-pad',
   'fuse-conv',
   'fuse-pool',
