@@ -99,37 +99,28 @@ function packTile(codes: Weight, packing: CodePacking, tile: number, into: Uint8
   const stored = codes.bytes(first * rowBytes, count * rowBytes);
   const loose = new Uint8Array(columns);
   const shift = codeShift(packing);
+  // bits side by side in a byte (w3 keeps its third bit elsewhere), and how many fours share one, as a power of 2
+  const width = format === abi.W8 ? 8 : format === abi.W4 || format === abi.C4 ? 4 : 2;
+  const fours = width === 8 ? 0 : width === 4 ? 1 : 2;
+  const mask = 2 ** width - 1;
   const blockBytes = (block * TILE_ROWS * (bitsOf.get(format) ?? 8)) / 8;
   for (let row = 0; row < count; row++) {
     unpackRow(stored, bits, columns, loose, row * rowBytes);
-    const rowLane = (row >> 2) * 16 + (row & 3) * 4;
-    for (let k = 0; k < columns; k++) {
-      const base = Math.floor(k / block) * blockBytes;
-      const kb = k % block;
-      put(into, base, kb, rowLane + (kb & 3), (loose[k] ?? 0) + shift, format);
+    const lane = (row >> 2) * 16 + (row & 3) * 4;
+    // four inputs at a time: they are neighbours in every format
+    for (let k = 0; k < columns; k += 4) {
+      const base = Math.floor(k / block) * blockBytes + lane;
+      const four = (k % block) >> 2;
+      const end = Math.min(4, columns - k);
+      const at = base + 64 * (four >> fours);
+      const up = (four & ((1 << fours) - 1)) * width;
+      for (let i = 0; i < end; i++) {
+        const code = (loose[k + i] ?? 0) + shift;
+        into[at + i] = (into[at + i] ?? 0) | ((code & mask) << up);
+        if (format === abi.W3)
+          into[base + 128 + i] = (into[base + 128 + i] ?? 0) | ((code >> 2) << four);
+      }
     }
-  }
-}
-
-/** Sets one code; `lane` is its place among 16 rows x 4 inputs. */
-function put(
-  into: Uint8Array,
-  base: number,
-  kb: number,
-  lane: number,
-  code: number,
-  format: number,
-): void {
-  const or = (at: number, value: number): void => {
-    into[at] = (into[at] ?? 0) | value;
-  };
-  const four = kb >> 2;
-  if (format === abi.W8) or(base + four * 64 + lane, code);
-  else if (format === abi.W4 || format === abi.C4)
-    or(base + (kb >> 3) * 64 + lane, code << (4 * (four & 1)));
-  else {
-    or(base + (kb >> 4) * 64 + lane, (code & 3) << (2 * (four & 3)));
-    if (format === abi.W3) or(base + 128 + lane, (code >> 2) << four);
   }
 }
 
