@@ -72,8 +72,10 @@ export function dropBookkeeping(model: Model, context: PassContext): void {
     decoder?.positions,
     ...(decoder?.flags ?? []).map(({ input }) => input),
   ]);
-  for (const input of [...model.graph.inputs])
-    if (bookkeeping.has(input.name) && input.useCount === 0) rewriter.removeInput(input);
+  const idle = model.graph.inputs.filter(
+    ({ name, useCount }) => bookkeeping.has(name) && useCount === 0,
+  );
+  for (const input of idle) rewriter.removeInput(input);
 }
 
 /** Queries, keys or values on their way into the fused op. */

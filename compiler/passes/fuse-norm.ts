@@ -142,20 +142,21 @@ function trimmed(inputs: readonly (Value | undefined)[]): (Value | undefined)[] 
 
 /** Ops a spread-out norm is made of. */
 const parts: ReadonlySet<string> = new Set([
-  ...[
-    'ReduceMean',
-    'Pow',
-    'Mul',
-    'Div',
-    'Add',
-    'Sub',
-    'Sqrt',
-    'Reciprocal',
-    'Cast',
-    'Identity',
-    'Neg',
-  ],
-  ...['Clip', 'Max', 'Expand', 'Abs'],
+  'ReduceMean',
+  'Pow',
+  'Mul',
+  'Div',
+  'Add',
+  'Sub',
+  'Sqrt',
+  'Reciprocal',
+  'Cast',
+  'Identity',
+  'Neg',
+  'Clip',
+  'Max',
+  'Expand',
+  'Abs',
 ]);
 
 /** What lies behind a mean and may still belong to the norm; reached from the ReduceMean forwards. */

@@ -31,8 +31,10 @@ export function insertKvCache(): Pass {
         return false;
       }
       attentions.forEach((node, layer) => insert(node, layer, ids, context));
-      for (const input of [...model.graph.inputs])
-        if (/mask/.test(input.name) && input.useCount === 0) context.rewriter.removeInput(input);
+      const idle = model.graph.inputs.filter(
+        ({ name, useCount }) => /mask/.test(name) && useCount === 0,
+      );
+      for (const input of idle) context.rewriter.removeInput(input);
       return true;
     },
   };
@@ -79,28 +81,28 @@ function obstacle(model: Model, ids: Value, attentions: readonly Node[]): Obstac
 
 /** Ops that compute each row from the same rows. */
 const rowWise: ReadonlySet<string> = new Set([
-  ...[
-    'fettle.Linear',
-    'fettle.GatedLinear',
-    'fettle.Norm',
-    'fettle.Activation',
-    'fettle.Expression',
-  ],
-  ...[
-    'Add',
-    'Sub',
-    'Mul',
-    'Div',
-    'Tanh',
-    'Sigmoid',
-    'Relu',
-    'Gelu',
-    'Cast',
-    'Identity',
-    'Neg',
-    'Sqrt',
-  ],
-  ...['Where', 'Clip', 'Erf', 'Exp', 'Pow'],
+  'fettle.Linear',
+  'fettle.GatedLinear',
+  'fettle.Norm',
+  'fettle.Activation',
+  'fettle.Expression',
+  'Add',
+  'Sub',
+  'Mul',
+  'Div',
+  'Tanh',
+  'Sigmoid',
+  'Relu',
+  'Gelu',
+  'Cast',
+  'Identity',
+  'Neg',
+  'Sqrt',
+  'Where',
+  'Clip',
+  'Erf',
+  'Exp',
+  'Pow',
 ]);
 
 /** Why a node may connect tokens or count them; undefined when it treats them one by one. */
