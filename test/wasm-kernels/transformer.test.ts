@@ -23,6 +23,27 @@ interface Attention {
 
 const attentionCases: readonly [string, Attention][] = [
   [
+    'decode with keys of its own for each head',
+    { batch: 2, queries: 1, past: 133, heads: 3, kvHeads: 3, size: 20, causal: true, masked: true },
+  ],
+  [
+    'the same with f16 state, window, bias, softcap and sinks',
+    {
+      batch: 1,
+      queries: 1,
+      past: 90,
+      heads: 2,
+      kvHeads: 2,
+      size: 32,
+      causal: true,
+      half: true,
+      window: 71,
+      softcap: 4,
+      biased: true,
+      sinks: true,
+    },
+  ],
+  [
     'decode over 130 keys, grouped heads',
     { batch: 1, queries: 1, past: 129, heads: 9, kvHeads: 3, size: 64, causal: true },
   ],

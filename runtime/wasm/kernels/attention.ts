@@ -50,6 +50,7 @@ import {
   TYPE_I32,
   TYPE_I64,
 } from './abi.ts';
+import { attendSingle } from './attention-single.ts';
 import {
   HALF_FACTOR,
   HALF_MASK,
@@ -79,7 +80,9 @@ export function attention(step: usize, scratch: usize, thread: i32, threads: i32
   for (let i = shareStart(items, thread, threads); i < end; i++) {
     const tile = i % tiles;
     const group = (i / tiles) % groups;
-    attendTile(step, scratch, i / tiles / groups, group, tile << 2, heads, rows);
+    const batch = i / tiles / groups;
+    if (rows == 1) attendSingle(step, scratch, batch, group);
+    else attendTile(step, scratch, batch, group, tile << 2, heads, rows);
   }
 }
 
@@ -161,13 +164,13 @@ function attendTile(
 }
 
 /** First key that a query sees. */
-function firstKey(step: usize, query: i32): i32 {
+export function firstKey(step: usize, query: i32): i32 {
   const window = word(step, ATTENTION_WINDOW);
   return window > 0 ? max(0, word(step, ATTENTION_PAST) + query - window + 1) : 0;
 }
 
 /** One more than the last key that a query sees. */
-function lastKey(step: usize, query: i32): i32 {
+export function lastKey(step: usize, query: i32): i32 {
   const position = word(step, ATTENTION_PAST) + query;
   const window = word(step, ATTENTION_WINDOW);
   const keys = word(step, ATTENTION_KEYS);
@@ -181,7 +184,8 @@ function withLane(x: v128, lane: i32, value: i32): v128 {
   return v128.bitselect(i32x4.splat(value), x, here);
 }
 
-function scaleRow(x: usize, y: usize, count: i32, factor: f32): void {
+/** y = x * factor over `count` (a multiple of 4) f32. */
+export function scaleRow(x: usize, y: usize, count: i32, factor: f32): void {
   const f = f32x4.splat(factor);
   for (let i = 0; i < count; i += 4) {
     v128.store(y + (i << 2), f32x4.mul(v128.load(x + (i << 2)), f));
