@@ -192,7 +192,7 @@ class Trial {
     // where positions are counted in the graph, only the first token tells the layout
     const tokens = ones.all((value) => close(value, scale)) ? ones.tokens : 1;
     const turns = !trial.all((value) => close(value, scale));
-    const layout = layoutOf(indexOf, { ...ones, heads: count, tokens }, ones);
+    const layout = layoutOf(indexOf, { heads: count, tokens }, ones);
     if (layout === undefined) return undefined;
     const rotary = turns ? this.rotary(layout, scale) : undefined;
     if (turns && rotary === undefined) return undefined;
