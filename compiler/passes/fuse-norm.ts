@@ -332,7 +332,11 @@ function replace(
   const { producer } = root;
   if (producer === undefined) return;
   rewriter.before(producer);
-  const size = found.gain.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  // a row is gain * x + bias in f32, so the larger of the two decides how exact both were recovered
+  const size = [...found.gain, ...found.bias].reduce(
+    (most, value) => Math.max(most, Math.abs(value)),
+    0,
+  );
   const one = found.gain.every((value) => Math.abs(value - 1) <= 1e-6);
   const none = found.bias.every((value) => Math.abs(value) <= 1e-7);
   const gain = one ? undefined : parameter(found.gain, size, nodes, `${root.name}_gain`, context);
@@ -347,7 +351,7 @@ function replace(
   context.count(found.kind);
 }
 
-/** The constant of the model that a recovered parameter is, or a new one. */
+/** The constant of the model that a recovered parameter is, the nearest of several, or a new one. */
 function parameter(
   values: Float32Array,
   size: number,
@@ -355,18 +359,22 @@ function parameter(
   name: string,
   context: PassContext,
 ): Value {
+  let nearest: Value | undefined;
+  let smallest = 1;
   for (const node of nodes)
     for (const input of node.inputs) {
       if (input?.weight?.dtype !== 'f32' || input.weight.shape.length !== 1) continue;
       if (input.weight.shape[0] !== values.length) continue;
       const given = readNumbers(input.weight.tensor());
-      // recovered through f32 rows of about 1, so off by some units in the last place of the gains
-      if (
-        values.every(
-          (value, i) => Math.abs(value - (given[i] ?? NaN)) <= 1e-5 * Math.abs(value) + size * 2e-6,
-        )
-      )
-        return input;
+      // recovered through f32 rows of about 1, so off by some units in the last place of the sums
+      const error = values.reduce((most, value, i) => {
+        const allowed = 1e-5 * Math.abs(value) + size * 2e-6;
+        return Math.max(most, Math.abs(value - (given[i] ?? Infinity)) / allowed);
+      }, 0);
+      if (error <= smallest) [nearest, smallest] = [input, error];
     }
-  return context.rewriter.constant(name, tensor('f32', [values.length], Float32Array.from(values)));
+  return (
+    nearest ??
+    context.rewriter.constant(name, tensor('f32', [values.length], Float32Array.from(values)))
+  );
 }
