@@ -20,6 +20,7 @@ import type {
   PassReport,
   Progress,
   Refusal,
+  TrailStep,
 } from './passes/pass.ts';
 
 /** Options of {@link runPasses}. */
@@ -36,9 +37,16 @@ export interface RunPassesOptions {
   readonly signal?: AbortSignal;
   /** Receives the text of the model: before the first pass as 0, `input`, then after each change. */
   readonly dump?: (index: number, name: string, text: string) => void;
+  /** Hears every dead end of every rule. Default: nobody, and none is written out. */
+  readonly trail?: (step: TrailStep) => void;
+  /** Hears of each run of a pass, after it. */
+  readonly ran?: (pass: Pass, model: Model) => void;
   /** Whether the model is verified after each pass that changed it. Default true. */
   readonly verify?: boolean;
-  /** Whether what a pass says about having changed the model is checked against its text. Default false. */
+  /**
+   * Whether what a pass says is checked: having changed the model, against its text; the rules it names,
+   * against those it lists. Default false.
+   */
   readonly checkChanged?: boolean;
 }
 
@@ -115,7 +123,7 @@ class Run {
     const { model, options } = this;
     await turn(options.signal);
     const rewriter = new Rewriter(model, inferNode);
-    const tally = new Tally(pass.name);
+    const tally = new Tally(pass, options);
     const context: PassContext = {
       target: options.target,
       contextLength: options.contextLength,
@@ -124,6 +132,7 @@ class Run {
       progress: options.progress ?? ((): void => {}),
       signal: options.signal,
       refuse: (rule, at, why) => tally.refuse(rule, at, why),
+      miss: (rule, at, why) => tally.miss(rule, at, why),
       count: (rule, times = 1) => tally.count(rule, times),
       note: (key, value) => tally.note(key, value),
     };
@@ -143,6 +152,7 @@ class Run {
       throw this.wrapped(pass, error);
     }
     if (changed && options.verify !== false) this.verified(pass);
+    options.ran?.(pass, model);
     const wallMs = performance.now() - start;
     if (text !== undefined) {
       const differs = printModel(model) !== text;
@@ -205,20 +215,42 @@ const silent: Log = { info: () => {}, warn: () => {} };
 /** What one run of a pass reported. */
 class Tally {
   private readonly pass: string;
+  private readonly options: RunPassesOptions;
+  private readonly known: ReadonlySet<string> | undefined;
   private readonly rewrites = new Map<string, number>();
   private readonly refusals: Refusal[] = [];
   private readonly notes = new Map<string, unknown>();
 
-  constructor(pass: string) {
-    this.pass = pass;
+  constructor({ name, rules }: Pass, options: RunPassesOptions) {
+    this.pass = name;
+    this.options = options;
+    this.known =
+      options.checkChanged === true && rules !== undefined
+        ? new Set(rules.map((rule) => rule.name))
+        : undefined;
   }
 
   refuse(rule: string, at: Node | Value | string, why: string): void {
+    this.check(rule);
     const place = typeof at === 'string' ? at : placeOf(at);
     this.refusals.push({ pass: this.pass, rule, at: place, why });
+    this.options.trail?.({ pass: this.pass, rule, at, why, refused: true });
+  }
+
+  miss(rule: string, at: Node, why: string | (() => string)): void {
+    this.check(rule);
+    const { trail } = this.options;
+    if (trail === undefined) return;
+    const sentence = typeof why === 'string' ? why : why();
+    trail({ pass: this.pass, rule, at, why: sentence, refused: false });
+  }
+
+  private check(rule: string): void {
+    assert(this.known?.has(rule) !== false, `${this.pass}: "${rule}" is not among its rules`);
   }
 
   count(rule: string, times: number): void {
+    this.check(rule);
     this.rewrites.set(rule, (this.rewrites.get(rule) ?? 0) + times);
   }
 

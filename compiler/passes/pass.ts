@@ -29,6 +29,28 @@ export interface Refusal {
   readonly why: string;
 }
 
+/** A rule of a pass, for lists and for those who ask why it did not fire. */
+export interface PassRule {
+  /** Kebab-case or the name of what is recognised; what `--explain` and the report print. */
+  readonly name: string;
+  /** Op types of the nodes it starts from, with the domain in front unless it is ONNX's. */
+  readonly starts: readonly string[];
+}
+
+/** A dead end of a rule: where it started, and what was missing. */
+export interface TrailStep {
+  /** The pass. */
+  readonly pass: string;
+  /** The rule. */
+  readonly rule: string;
+  /** Where it started, or what it refused. */
+  readonly at: Node | Value | string;
+  /** What was in the way, as a sentence. */
+  readonly why: string;
+  /** Whether everything had been found and the rule was not applied all the same: a refusal. */
+  readonly refused: boolean;
+}
+
 /** What a pass is given besides the model. */
 export interface PassContext {
   /** What is being compiled for; undefined when only cleaning up. */
@@ -45,6 +67,11 @@ export interface PassContext {
   readonly signal: AbortSignal | undefined;
   /** Records why something that matched was left alone. */
   refuse(rule: string, at: Node | Value | string, why: string): void;
+  /**
+   * Says that a rule found nothing at a node it starts from. Only who asks for the trail hears it, so it
+   * costs next to nothing; a sentence that takes work to make is given as a function.
+   */
+  miss(rule: string, at: Node, why: string | (() => string)): void;
   /** Counts one application of a rule. */
   count(rule: string, times?: number): void;
   /** Attaches a figure to the report, for example the error of a quantized tensor. */
@@ -57,6 +84,8 @@ export interface Pass {
   readonly name: string;
   /** Options with defaults filled in; part of the recipe. */
   readonly options: Readonly<Record<string, unknown>>;
+  /** Its rules: every name it counts, refuses and misses under. Absent: it has no rules to ask about. */
+  readonly rules?: readonly PassRule[];
   /** Throws before anything is changed. */
   requires?(model: Model, context: PassContext): void;
   /** Rewrites in place; true when anything changed. */

@@ -36,7 +36,10 @@ export function applyRules(model: Model, rules: readonly Rule[], context: PassCo
     if (node.graph === undefined) continue;
     for (const one of byRoot.get(node.op) ?? []) {
       const found = match(one.pattern, node);
-      if (found === undefined) continue;
+      if (found === undefined) {
+        context.miss(one.name, node, () => trailOf(one, node));
+        continue;
+      }
       const made = replaceMatch(one, node, found, context, refused);
       if (made === undefined) continue;
       if (++applied > limit)
@@ -65,6 +68,14 @@ export function explainMismatch(one: Rule, node: Node): Mismatch | undefined {
     if (furthest === undefined || mismatch.depth >= furthest.depth) furthest = mismatch;
   });
   return found === undefined ? furthest : undefined;
+}
+
+function trailOf(one: Rule, node: Node): string {
+  const mismatch = explainMismatch(one, node);
+  if (mismatch === undefined) return 'it matches now';
+  const { depth, at, why } = mismatch;
+  const place = at === '' || at === node.name ? '' : ` at "${at}"`;
+  return depth === 0 ? `${why}${place}` : `after ${depth} matched${place}: ${why}`;
 }
 
 /** Builds and splices in one replacement; the values that replaced something, or undefined if refused. */

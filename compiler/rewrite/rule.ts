@@ -1,7 +1,9 @@
 /** Rewrite rules: a pattern, and what to put in its place or why not. */
 import type { Node, Value } from '../ir/graph.ts';
 import type { Rewriter } from '../ir/rewriter.ts';
+import type { PassRule } from '../passes/pass.ts';
 import type { Match } from './match.ts';
+import { rootOps } from './match.ts';
 import type { Bindings, Pattern } from './pattern.ts';
 
 /** A rule matched and was not applied. */
@@ -51,4 +53,12 @@ export function rule<B extends Bindings>(definition: {
 }): Rule {
   // the cast forgets the names again; the matcher binds exactly those the pattern has
   return definition as unknown as Rule;
+}
+
+/** What a pass says about rules that are patterns; those that share a name are one. */
+export function passRules(rules: readonly Rule[]): readonly PassRule[] {
+  const starts = new Map<string, Set<string>>();
+  for (const { name, pattern } of rules)
+    starts.set(name, new Set([...(starts.get(name) ?? []), ...rootOps(pattern.shape)]));
+  return [...starts].map(([name, ops]) => ({ name, starts: [...ops] }));
 }

@@ -31,6 +31,7 @@ export function sketch(opset = 17): Sketch {
     signal: undefined,
     refuse: (rule, at, why) =>
       refusals.push({ pass: 'test', rule, at: typeof at === 'string' ? at : at.name, why }),
+    miss: () => {},
     count: (rule, times = 1) => (counts[rule] = (counts[rule] ?? 0) + times),
     note: () => {},
   };
