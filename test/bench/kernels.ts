@@ -102,7 +102,7 @@ function quantizeStep(rows: number, k: number): Int32Array {
     ROWS: rows,
     K: k,
     BLOCK: 32,
-    FORMS: format === 'W8' || format === 'C4' ? 2 : 1,
+    FORMS: format === 'W8' ? 2 : 1,
   });
 }
 

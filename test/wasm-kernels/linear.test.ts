@@ -46,9 +46,9 @@ function randomMatrix(c: Case, seed: number): Matrix {
     codes: pick(c.N * c.K, levels, seed),
     scales: noise(c.N * groups, seed + 1).map((v) => halfToFloat(floatToHalf(Math.abs(v) / 50))),
     zeros: c.asymmetric
-      ? pick(c.N * groups, c.format === 'C4' ? 256 : levels, seed + 2)
+      ? pick(c.N * groups, c.format === 'C4' ? 128 : levels, seed + 2)
       : undefined,
-    book: c.format === 'C4' ? pick(16, 256, seed + 3) : undefined,
+    book: c.format === 'C4' ? pick(16 * Math.ceil(c.N / 16), 128, seed + 3) : undefined,
   };
 }
 
@@ -71,10 +71,15 @@ function roundEven(v: number): number {
   return Math.abs(v % 1) === 0.5 && r % 2 !== 0 ? r - 1 : r;
 }
 
+/** What a code of row `n` stands for: itself, or an entry of the codebook of its tile. */
+function valueOf(m: Matrix, n: number, code: number): number {
+  return m.book === undefined ? code : (m.book[(n >> 4) * 16 + code] ?? 0);
+}
+
 /** One output, in the kernel's order of f32 operations. */
 function reference(c: Case, m: Matrix, row: ReturnType<typeof quantizeRow>, n: number): number {
   const { groups } = sizes(c);
-  const middle = c.format === 'C4' ? 128 : 2 ** (formatBits[c.format] - 1);
+  const middle = c.format === 'C4' ? 64 : 2 ** (formatBits[c.format] - 1);
   let y = 0;
   row.forEach((block, b) => {
     const g = n * groups + Math.floor(b / c.groupBlocks);
@@ -83,8 +88,7 @@ function reference(c: Case, m: Matrix, row: ReturnType<typeof quantizeRow>, n: n
     block.codes.forEach((a, i) => {
       const k = b * c.block + i;
       if (k >= c.K) return;
-      const code = m.codes[n * c.K + k] ?? 0;
-      integer += a * ((m.book === undefined ? code : (m.book[code] ?? 0)) - zero);
+      integer += a * (valueOf(m, n, m.codes[n * c.K + k] ?? 0) - zero);
     });
     y = f(y + f(integer * f((m.scales[g] ?? 0) * block.scale)));
   });
@@ -236,8 +240,7 @@ for (const variant of await hostVariants())
         for (let k = 0; k < c.K; k++) {
           const g = n * groups + Math.floor(Math.floor(k / c.block) / c.groupBlocks);
           const code = m.codes[n * c.K + k] ?? 0;
-          const value = m.book === undefined ? code : (m.book[code] ?? 0);
-          assert.equal(got[i * c.K + k], f((value - (m.zeros?.[g] ?? 0)) * (m.scales[g] ?? 0)) + 0);
+          assert.equal(got[i * c.K + k], f((valueOf(m, n, code) - (m.zeros?.[g] ?? 0)) * (m.scales[g] ?? 0)) + 0);
         }
       });
     });

@@ -60,8 +60,8 @@ export const PATCH_WORDS = 5;
 // Codes are unsigned; value = (code - zero) * scale. Codes of padding (k >= K, n >= N) may be anything
 // (write 0); scales of padding rows must be 0.
 //   SCALES  f16 [tile][group][16 rows];   group = b / GROUPBLOCKS, groups = ceil(blocks / GROUPBLOCKS)
-//   ZEROS   u8  [tile][group][16 rows], or absent: 2^(bits-1) (W8 128, W4 8, W3 4, W2 2, C4 128)
-//   CODEBOOK (C4): 16 bytes, entry + 128 (int8 entries -128..127 stored as u8), one table a tensor.
+//   ZEROS   u8  [tile][group][16 rows], or absent: 2^(bits-1) (W8 128, W4 8, W3 4, W2 2; C4 64)
+//   CODEBOOK (C4): u8 [tile][16], entry + 64: entries are -64..63, so that operands have 7 bits.
 // Group 16 -> BLOCK 16, GROUPBLOCKS 1; 32/64/128 -> BLOCK 32, GROUPBLOCKS 1/2/4; per channel ->
 // BLOCK 32, GROUPBLOCKS = blocks. Other multiples of 16 or 32 likewise.
 /** f32, 16 rows interleaved. */
@@ -114,7 +114,7 @@ export const ACT_ELU = 15;
 // A row of the result is a record of rowBytes = 3*Kp + 8*blocks bytes:
 //   i8 codes [Kp] | i16 codes [Kp] (order private to the kernels) | f32 scales [blocks] | i32 sums [blocks]
 // scale = max|x| / 127, code = round half to even(x / scale), sum = sum of codes; padding is 0.
-// FORMS says what the readers need: 1 = W4 W3 W2 read it, 2 = W8 C4 read it, 3 = both.
+// FORMS says what the readers need: 1 = W4 W3 W2 C4 read it, 2 = W8 reads it, 3 = both.
 export const QUANTIZE = 1;
 export const QUANTIZE_X = 2;
 /** Bytes between rows of X. */

@@ -88,7 +88,7 @@ function integerRow(step: usize, format: i32, id: i32, K: i32, y: usize, multipl
   const tile = id >> 4;
   const row = id & 15;
   const w = address(step, EMBED_W) + <usize>tile * blocks * blockBytes;
-  const middle = format == W8 || format == C4 ? 128 : format == W4 ? 8 : format == W3 ? 4 : 2;
+  const middle = format == W8 ? 128 : format == C4 ? 64 : format == W4 ? 8 : format == W3 ? 4 : 2;
   for (let b = 0; b < blocks; b++) {
     const group = (tile * groups + b / groupBlocks) * 16 + row;
     const scale = half1(address(step, EMBED_SCALES) + <usize>group * 2);
@@ -97,7 +97,7 @@ function integerRow(step: usize, format: i32, id: i32, K: i32, y: usize, multipl
     const count = min(block, K - b * block);
     for (let kb = 0; kb < count; kb++) {
       let code = codeAt(format, at + (kb & 3), kb >> 2);
-      if (format == C4) code = <i32>load<u8>(codebook + code);
+      if (format == C4) code = <i32>load<u8>(codebook + (tile << 4) + code);
       store<f32>(y + ((b * block + kb) << 2), <f32>(code - zero) * scale * multiply);
     }
   }

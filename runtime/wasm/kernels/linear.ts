@@ -50,7 +50,7 @@ const middles: usize = memory.data<u8>([
   8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, // W4
   4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, // W3
   2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, // W2
-  128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, // C4
+  64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, // C4
 ]);
 
 /** Bytes of the codes of 16 rows x 16 inputs. */
@@ -75,6 +75,8 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
   const w2 = address(step, LINEAR_W2);
   const zeros = address(step, LINEAR_ZEROS);
   const zeros2 = address(step, LINEAR_ZEROS2);
+  const codebook = address(step, LINEAR_CODEBOOK);
+  const codebook2 = address(step, LINEAR_CODEBOOK2);
   const tile2 = w2 ? scratch + 256 : 0;
 
   const tiles = (columns + 15) >> 4;
@@ -93,7 +95,7 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
         w + at,
         address(step, LINEAR_SCALES) + group * 32,
         zeros ? zeros + group * 16 : 0,
-        address(step, LINEAR_CODEBOOK),
+        codebook ? codebook + (tile << 4) : 0,
         x,
         record,
         scratch,
@@ -108,7 +110,7 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
           w2 + at,
           address(step, LINEAR_SCALES2) + group * 32,
           zeros2 ? zeros2 + group * 16 : 0,
-          address(step, LINEAR_CODEBOOK2),
+          codebook2 ? codebook2 + (tile << 4) : 0,
           x,
           record,
           tile2,
@@ -207,19 +209,20 @@ const tiles1: StaticArray<Tile1> = [
     tile1Wide(W8, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(W4, w, scales, zeros, x, out, blocks, block, groupBlocks);
+    if (RELAXED) tile1Narrow(W4, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
     else tile1Wide(W4, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(W3, w, scales, zeros, x, out, blocks, block, groupBlocks);
+    if (RELAXED) tile1Narrow(W3, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
     else tile1Wide(W3, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(W2, w, scales, zeros, x, out, blocks, block, groupBlocks);
+    if (RELAXED) tile1Narrow(W2, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
     else tile1Wide(W2, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    tile1Wide(C4, w, scales, zeros, codebook, x, out, blocks, block, groupBlocks);
+    if (RELAXED) tile1Narrow(C4, w, scales, zeros, codebook, x, out, blocks, block, groupBlocks);
+    else tile1Wide(C4, w, scales, zeros, codebook, x, out, blocks, block, groupBlocks);
   },
 ];
 
@@ -229,18 +232,22 @@ const tiles4: StaticArray<Tile4> = [
     half4Wide(W8, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Narrow(W4, w, scales, zeros, step, x, record, out, blocks, block, groupBlocks);
+    if (RELAXED) half4Narrow(W4, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
     else half4Wide(W4, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Narrow(W3, w, scales, zeros, step, x, record, out, blocks, block, groupBlocks);
+    if (RELAXED) half4Narrow(W3, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
     else half4Wide(W3, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Narrow(W2, w, scales, zeros, step, x, record, out, blocks, block, groupBlocks);
+    if (RELAXED) half4Narrow(W2, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
     else half4Wide(W2, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    half4Wide(C4, w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
+    if (RELAXED) {
+      half4Narrow(C4, w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
+    } else {
+      half4Wide(C4, w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
+    }
   },
 ];

@@ -1,5 +1,6 @@
 /**
  * Inner tiles of LINEAR for codes of at most 4 bits, on relaxed SIMD: i8 activations.
+ * Codebook entries have 7 bits, so two products fill an i16 lane and are widened at once.
  *
  * One `relaxed_dot` multiplies 16 pairs and adds neighbours into i16 lanes: 2 * 127 * 15 = 3810, so 8 of
  * them fit an i16 lane, exactly the 32 inputs of a block. Two instructions for 16 multiply-accumulates,
@@ -9,17 +10,35 @@
  * tile1: 1 token x 16 rows. tile4: 4 tokens x 16 rows, as two register tiles of 8 rows.
  * Results go to `out`, f32 [tokens][16].
  */
-import { W3, W4 } from './abi.ts';
-import { FOURS, HALF_FACTOR, NIBBLES, ONES16, TWO_BITS, constant, positiveHalves } from './core.ts';
+import { C4, W3, W4 } from './abi.ts';
+import {
+  FOURS,
+  HALF_FACTOR,
+  NIBBLES,
+  ONES16,
+  TWO_BITS,
+  constant,
+  lookup,
+  positiveHalves,
+} from './core.ts';
 
 @inline
-function mac(sum: v128, x: v128, w: v128): v128 {
-  return i16x8.add(sum, v128.relaxed_dot<i16>(x, w));
+function mac(format: i32, sum: v128, x: v128, w: v128, ones: v128): v128 {
+  const pairs = v128.relaxed_dot<i16>(x, w);
+  if (format == C4) return i32x4.add(sum, i32x4.dot_i16x8_s(pairs, ones));
+  return i16x8.add(sum, pairs);
 }
 
-/** Codes of inputs 4s..4s+3 of 16 (s 0..3); `p` holds them, `h` the high bits of W3. */
+/** i16 sums of a block as i32; C4 has them already. */
+@inline
+function widen(format: i32, sum: v128, ones: v128): v128 {
+  return format == C4 ? sum : i32x4.dot_i16x8_s(sum, ones);
+}
+
+/** Codes of inputs 4s..4s+3 of 16 (s 0..3); `p` holds them, `h` the high bits of W3 or the codebook. */
 @inline
 function codes(format: i32, s: i32, p: v128, h: v128, mask: v128, four: v128): v128 {
+  if (format == C4) return lookup(h, v128.and((s & 1) == 0 ? p : i16x8.shr_u(p, 4), mask));
   if (format == W4) return v128.and((s & 1) == 0 ? p : i16x8.shr_u(p, 4), mask);
   const low = v128.and(s == 0 ? p : i16x8.shr_u(p, 2 * s), mask);
   if (format != W3) return low;
@@ -36,16 +55,16 @@ export function zeroTimes(zeros: usize, sum: v128): v128 {
   return i32x4.dot_i16x8_s(i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(bytes)), sum);
 }
 
-/** 2^(bits-1) as a shift. */
+/** 2^(bits-1) as a shift; C4 is centred at 64. */
 @inline
 export function zeroShift(format: i32): i32 {
-  return format == W4 ? 3 : format == W3 ? 2 : 1;
+  return format == C4 ? 6 : format == W4 ? 3 : format == W3 ? 2 : 1;
 }
 
 /** Bytes of the codes of 16 rows x 16 inputs (low bits only for W3). */
 @inline
 function stride16(format: i32): i32 {
-  return format == W4 ? 128 : 64;
+  return format == W4 || format == C4 ? 128 : 64;
 }
 
 @inline
@@ -54,6 +73,7 @@ export function tile1Narrow(
   w: usize,
   scales: usize,
   zeros: usize,
+  codebook: usize,
   record: usize,
   out: usize,
   blocks: i32,
@@ -61,8 +81,9 @@ export function tile1Narrow(
   groupBlocks: i32,
 ): void {
   const ones = constant(ONES16);
-  const mask = constant(format == W4 ? NIBBLES : TWO_BITS);
+  const mask = constant(format == W4 || format == C4 ? NIBBLES : TWO_BITS);
   const four = constant(FOURS);
+  const book = format == C4 ? v128.load(codebook) : four;
   const halfFactor = constant(HALF_FACTOR);
   const halvesOfBlock = block >> 4;
   let x = record;
@@ -79,41 +100,41 @@ export function tile1Narrow(
       const x2 = v128.load32_splat(x, 8);
       const x3 = v128.load32_splat(x, 12);
       let p = v128.load(w, 0);
-      let r = format == W4 ? v128.load(w, 64) : p;
-      let h = format == W3 ? i16x8.shr_u(v128.load(high, 0), i << 2) : p;
-      c0 = mac(c0, x0, codes(format, 0, p, h, mask, four));
-      c0 = mac(c0, x1, codes(format, 1, p, h, mask, four));
-      c0 = mac(c0, x2, codes(format, 2, r, h, mask, four));
-      c0 = mac(c0, x3, codes(format, 3, r, h, mask, four));
+      let r = format == W4 || format == C4 ? v128.load(w, 64) : p;
+      let h = format == W3 ? i16x8.shr_u(v128.load(high, 0), i << 2) : book;
+      c0 = mac(format, c0, x0, codes(format, 0, p, h, mask, four), ones);
+      c0 = mac(format, c0, x1, codes(format, 1, p, h, mask, four), ones);
+      c0 = mac(format, c0, x2, codes(format, 2, r, h, mask, four), ones);
+      c0 = mac(format, c0, x3, codes(format, 3, r, h, mask, four), ones);
       p = v128.load(w, 16);
-      r = format == W4 ? v128.load(w, 80) : p;
-      h = format == W3 ? i16x8.shr_u(v128.load(high, 16), i << 2) : p;
-      c1 = mac(c1, x0, codes(format, 0, p, h, mask, four));
-      c1 = mac(c1, x1, codes(format, 1, p, h, mask, four));
-      c1 = mac(c1, x2, codes(format, 2, r, h, mask, four));
-      c1 = mac(c1, x3, codes(format, 3, r, h, mask, four));
+      r = format == W4 || format == C4 ? v128.load(w, 80) : p;
+      h = format == W3 ? i16x8.shr_u(v128.load(high, 16), i << 2) : book;
+      c1 = mac(format, c1, x0, codes(format, 0, p, h, mask, four), ones);
+      c1 = mac(format, c1, x1, codes(format, 1, p, h, mask, four), ones);
+      c1 = mac(format, c1, x2, codes(format, 2, r, h, mask, four), ones);
+      c1 = mac(format, c1, x3, codes(format, 3, r, h, mask, four), ones);
       p = v128.load(w, 32);
-      r = format == W4 ? v128.load(w, 96) : p;
-      h = format == W3 ? i16x8.shr_u(v128.load(high, 32), i << 2) : p;
-      c2 = mac(c2, x0, codes(format, 0, p, h, mask, four));
-      c2 = mac(c2, x1, codes(format, 1, p, h, mask, four));
-      c2 = mac(c2, x2, codes(format, 2, r, h, mask, four));
-      c2 = mac(c2, x3, codes(format, 3, r, h, mask, four));
+      r = format == W4 || format == C4 ? v128.load(w, 96) : p;
+      h = format == W3 ? i16x8.shr_u(v128.load(high, 32), i << 2) : book;
+      c2 = mac(format, c2, x0, codes(format, 0, p, h, mask, four), ones);
+      c2 = mac(format, c2, x1, codes(format, 1, p, h, mask, four), ones);
+      c2 = mac(format, c2, x2, codes(format, 2, r, h, mask, four), ones);
+      c2 = mac(format, c2, x3, codes(format, 3, r, h, mask, four), ones);
       p = v128.load(w, 48);
-      r = format == W4 ? v128.load(w, 112) : p;
-      h = format == W3 ? i16x8.shr_u(v128.load(high, 48), i << 2) : p;
-      c3 = mac(c3, x0, codes(format, 0, p, h, mask, four));
-      c3 = mac(c3, x1, codes(format, 1, p, h, mask, four));
-      c3 = mac(c3, x2, codes(format, 2, r, h, mask, four));
-      c3 = mac(c3, x3, codes(format, 3, r, h, mask, four));
+      r = format == W4 || format == C4 ? v128.load(w, 112) : p;
+      h = format == W3 ? i16x8.shr_u(v128.load(high, 48), i << 2) : book;
+      c3 = mac(format, c3, x0, codes(format, 0, p, h, mask, four), ones);
+      c3 = mac(format, c3, x1, codes(format, 1, p, h, mask, four), ones);
+      c3 = mac(format, c3, x2, codes(format, 2, r, h, mask, four), ones);
+      c3 = mac(format, c3, x3, codes(format, 3, r, h, mask, four), ones);
       w += stride16(format);
       x += 16;
     }
     if (format == W3) w += 64;
-    c0 = i32x4.dot_i16x8_s(c0, ones);
-    c1 = i32x4.dot_i16x8_s(c1, ones);
-    c2 = i32x4.dot_i16x8_s(c2, ones);
-    c3 = i32x4.dot_i16x8_s(c3, ones);
+    c0 = widen(format, c0, ones);
+    c1 = widen(format, c1, ones);
+    c2 = widen(format, c2, ones);
+    c3 = widen(format, c3, ones);
     const sum = v128.load32_splat(xScale + toSum);
     if (zeros == 0) {
       const z = i32x4.shl(sum, zeroShift(format));
@@ -156,6 +177,7 @@ export function half4Narrow(
   scales: usize,
   zeros: usize,
   zeroStep: usize,
+  codebook: usize,
   record: usize,
   recordBytes: usize,
   out: usize,
@@ -164,8 +186,9 @@ export function half4Narrow(
   groupBlocks: i32,
 ): void {
   const ones = constant(ONES16);
-  const mask = constant(format == W4 ? NIBBLES : TWO_BITS);
+  const mask = constant(format == W4 || format == C4 ? NIBBLES : TWO_BITS);
   const four = constant(FOURS);
+  const book = format == C4 ? v128.load(codebook) : four;
   const halfFactor = constant(HALF_FACTOR);
   const steps = block >> 3;
   let x = record;
@@ -184,9 +207,9 @@ export function half4Narrow(
       // 8 inputs; W2 and W3 keep 16 in the same bytes, so every other step only shifts further
       let p = v128.load(w, 0);
       let q = v128.load(w, 16);
-      let g = four;
-      let h = four;
-      if (format != W4) {
+      let g = book;
+      let h = book;
+      if (format != W4 && format != C4) {
         p = i16x8.shr_u(p, (i & 1) << 2);
         q = i16x8.shr_u(q, (i & 1) << 2);
       }
@@ -197,43 +220,43 @@ export function half4Narrow(
       let v = codes(format, 0, p, g, mask, four);
       let u = codes(format, 0, q, h, mask, four);
       let t = v128.load32_splat(x, 0);
-      c00 = mac(c00, t, v);
-      c01 = mac(c01, t, u);
+      c00 = mac(format, c00, t, v, ones);
+      c01 = mac(format, c01, t, u, ones);
       t = v128.load32_splat(x + recordBytes, 0);
-      c10 = mac(c10, t, v);
-      c11 = mac(c11, t, u);
+      c10 = mac(format, c10, t, v, ones);
+      c11 = mac(format, c11, t, u, ones);
       t = v128.load32_splat(x + record2, 0);
-      c20 = mac(c20, t, v);
-      c21 = mac(c21, t, u);
+      c20 = mac(format, c20, t, v, ones);
+      c21 = mac(format, c21, t, u, ones);
       t = v128.load32_splat(x + record3, 0);
-      c30 = mac(c30, t, v);
-      c31 = mac(c31, t, u);
+      c30 = mac(format, c30, t, v, ones);
+      c31 = mac(format, c31, t, u, ones);
       v = codes(format, 1, p, g, mask, four);
       u = codes(format, 1, q, h, mask, four);
       t = v128.load32_splat(x, 4);
-      c00 = mac(c00, t, v);
-      c01 = mac(c01, t, u);
+      c00 = mac(format, c00, t, v, ones);
+      c01 = mac(format, c01, t, u, ones);
       t = v128.load32_splat(x + recordBytes, 4);
-      c10 = mac(c10, t, v);
-      c11 = mac(c11, t, u);
+      c10 = mac(format, c10, t, v, ones);
+      c11 = mac(format, c11, t, u, ones);
       t = v128.load32_splat(x + record2, 4);
-      c20 = mac(c20, t, v);
-      c21 = mac(c21, t, u);
+      c20 = mac(format, c20, t, v, ones);
+      c21 = mac(format, c21, t, u, ones);
       t = v128.load32_splat(x + record3, 4);
-      c30 = mac(c30, t, v);
-      c31 = mac(c31, t, u);
-      w += format == W4 ? 64 : (i & 1) << 6;
+      c30 = mac(format, c30, t, v, ones);
+      c31 = mac(format, c31, t, u, ones);
+      w += format == W4 || format == C4 ? 64 : (i & 1) << 6;
       x += 8;
     }
     if (format == W3) w += 64;
-    c00 = i32x4.dot_i16x8_s(c00, ones);
-    c01 = i32x4.dot_i16x8_s(c01, ones);
-    c10 = i32x4.dot_i16x8_s(c10, ones);
-    c11 = i32x4.dot_i16x8_s(c11, ones);
-    c20 = i32x4.dot_i16x8_s(c20, ones);
-    c21 = i32x4.dot_i16x8_s(c21, ones);
-    c30 = i32x4.dot_i16x8_s(c30, ones);
-    c31 = i32x4.dot_i16x8_s(c31, ones);
+    c00 = widen(format, c00, ones);
+    c01 = widen(format, c01, ones);
+    c10 = widen(format, c10, ones);
+    c11 = widen(format, c11, ones);
+    c20 = widen(format, c20, ones);
+    c21 = widen(format, c21, ones);
+    c30 = widen(format, c30, ones);
+    c31 = widen(format, c31, ones);
     const w0 = positiveHalves(scales, halfFactor);
     const w1 = positiveHalves(scales + 8, halfFactor);
     const zeroCodes = v128.load8x8_u(zeros);

@@ -1,5 +1,5 @@
 /**
- * Inner tiles of LINEAR with i16 activations: every format on plain SIMD128, and W8 and C4 everywhere
+ * Inner tiles of LINEAR with i16 activations: every format on plain SIMD128, and W8 everywhere
  * (relaxed dot products of full 8-bit codes are not exact on every engine).
  *
  * A 16-bit lane of packed weights holds two inputs of one row: its low byte input 0 or 2 of four, its high
@@ -76,10 +76,10 @@ function stride16(format: i32): i32 {
   return format == W8 ? 256 : format == W4 || format == C4 ? 128 : 64;
 }
 
-/** 2^(bits-1) as a shift. */
+/** 2^(bits-1) as a shift; C4 is centred at 64. */
 @inline
 function zeroShift(format: i32): i32 {
-  return format == W8 || format == C4 ? 7 : format == W4 ? 3 : format == W3 ? 2 : 1;
+  return format == C4 ? 6 : format == W8 ? 7 : format == W4 ? 3 : format == W3 ? 2 : 1;
 }
 
 @inline
