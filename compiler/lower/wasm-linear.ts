@@ -135,7 +135,7 @@ export function packMatrix(
   }
   const { weight } = source.value;
   if (weight === undefined) return undefined;
-  const half = fitsHalf(weight);
+  const half = lowering.sizes.halves && fitsHalf(weight);
   const key = `tiles ${floatKey(lowering, source, rowsFirst)}`;
   const buffer = lowering.weight(key, source.value.name, () => ({
     weight: packedFloats(() => floatsOf(weight), {
@@ -425,7 +425,7 @@ export function lowerEmbedding(
   }
   const { weight } = source.value;
   if (weight === undefined || source.transposed) return false;
-  const half = fitsHalf(weight);
+  const half = lowering.sizes.halves && fitsHalf(weight);
   const key = `rows ${lowering.idOf(weight)}`;
   const buffer = half
     ? lowering.weight(key, source.value.name, () => ({ weight: halvesOf(weight) }))

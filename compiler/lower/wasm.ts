@@ -32,6 +32,11 @@ export interface WasmOptions {
   readonly chunk?: number;
   /** Most tokens of a model that takes sequences but keeps no cache. Default 512. */
   readonly sequence?: number;
+  /**
+   * Whether float matrices made of halves are stored as halves. Default true; false for who is going to
+   * replace them in memory by values that are none.
+   */
+  readonly halves?: boolean;
 }
 
 /** Tokens of a call, where the caller does not say. */
@@ -49,13 +54,13 @@ const LOGIT_BYTES = 4 << 20;
  * size is open that has to be fixed, BUDGET_EXCEEDED when it does not fit a 32-bit memory
  */
 export function lowerForWasm(model: Model, options: WasmOptions): EncodedPlan {
-  const { decoder, threads } = options;
+  const { decoder, threads, halves = true } = options;
   const { sizes, open } = namedSizes(model, decoder);
   const longest = decoder?.contextLength ?? options.sequence ?? DEFAULT_SEQUENCE;
   const context = Math.min(longest, longestSlice(model, sizes));
   const limit = decoder === undefined ? context : (options.chunk ?? DEFAULT_CHUNK);
   const chunk = Math.min(limit, context);
-  const lowering = new Lowering(model, decoder, { sizes, chunk, context, threads });
+  const lowering = new Lowering(model, decoder, { sizes, chunk, context, threads, halves });
   if (open !== undefined)
     lowering.warnings.push(`The size ${open} is open; the plan holds up to ${context}.`);
   placeInputs(lowering);
