@@ -1,0 +1,208 @@
+/**
+ * The sensitivity table: for every unit and every format it may have, what that costs in quality, bytes
+ * and time. Made once per model, data and target; any budget is then solved from it alone, also from the
+ * copy that a bundle carries (`sensitivity.json`).
+ *
+ *   unit × option  ->  predicted KL, bytes, microseconds of a decoding step
+ *
+ * Source: ../shared/ALGORITHMS.md Z4.
+ */
+import { FettleError } from '../../runtime/errors.ts';
+import type { PairTerm, SolverOption } from './solver.ts';
+
+/** How an error was found. */
+export type Tier = 0 | 1 | 2;
+
+/** One format of one unit. */
+export interface Row {
+  /** Name of the unit: of the constant. */
+  readonly unit: string;
+  /** Name of the number format. */
+  readonly option: string;
+  /** Predicted error from the unit's noise gain and the rounding's error, in the table's metric. */
+  readonly klProxy: number;
+  /** The same measured with this unit alone changed; absent when it was not measured. */
+  readonly kl?: number;
+  /** 0: predicted, 1: measured alone, 2: in pairs too. */
+  readonly tier: Tier;
+  /** Relative squared error of the unit's output, `tr(E H Eᵀ) / tr(W H Wᵀ)`. */
+  readonly outputError: number;
+  /** Relative squared error of the weights, `‖E‖² / ‖W‖²`. */
+  readonly weightError: number;
+  /** Bytes in the bundle: codes, scales, zero points, tables and their alignment. */
+  readonly bytesDownload: number;
+  /** Bytes in memory while it runs. */
+  readonly bytesResident: number;
+  /** Time of one decoding step (of one call, for other models), by target. */
+  readonly decodeUs: Readonly<Record<string, number>>;
+}
+
+/** What is known about a unit whatever its format. */
+export interface UnitFacts {
+  /** Name of the constant. */
+  readonly name: string;
+  /** What it is: `table`, `linear`, … */
+  readonly kind: string;
+  /** What it does, in the words of the model's structure: `L3.qkv`, `L3.down`, `table`; else its name. */
+  readonly role: string;
+  /** Block it belongs to; -1 outside of blocks. */
+  readonly block: number;
+  /** Output channels. */
+  readonly rows: number;
+  /** Inputs. */
+  readonly columns: number;
+  /** Noise gain: error of the model's output per relative squared error of the unit's output. */
+  readonly gain: number;
+  /** Trace of the Hessian of its inputs, for the order of HAWQ. */
+  readonly hessianTrace: number;
+  /** Largest share of weights beyond one deviation in its block, for the order of ZD. */
+  readonly zd: number;
+  /** Change of the residual stream by its block, `-cos(in, out)`, for the order of LIM. */
+  readonly lim: number;
+}
+
+/** Interaction of two units, found at one pair of options. */
+export interface PairRow {
+  /** Name of a unit. */
+  readonly a: string;
+  /** Name of another. */
+  readonly b: string;
+  /** `(kl_ab - kl_a - kl_b) / sqrt(kl_a · kl_b)`. */
+  readonly coefficient: number;
+}
+
+/** How well errors of units add up. */
+export interface Additivity {
+  /** Pairs measured. */
+  readonly pairs: number;
+  /** Median of `|kl_ab - (kl_a + kl_b)| / kl_ab`. */
+  readonly medianDeviation: number;
+}
+
+/** Everything a budget is solved from. */
+export interface SensitivityTable {
+  /** Layout of this object. */
+  readonly version: 1;
+  /** The model it is about. */
+  readonly model: { readonly name: string; readonly sha256: string; readonly parameters: number };
+  /** The target whose bytes and times it holds. */
+  readonly target: string;
+  /** What errors are measured in: `kl` in nats, or `relative-l2`. */
+  readonly metric: 'kl' | 'relative-l2';
+  /** Hash of the calibration data. */
+  readonly calibration: { readonly sha256: string; readonly tokens: number };
+  /** Rounding that the rows are for. */
+  readonly rounding: string;
+  /** Weight bytes that no unit decides: norms, biases, what stays as it is. */
+  readonly fixedBytes: number;
+  /** Units in the order of the model. */
+  readonly units: readonly UnitFacts[];
+  /** Rows, by unit in that order, then by bytes. */
+  readonly rows: readonly Row[];
+  /** How well rows add up; absent when it was not measured. */
+  readonly additivity?: Additivity;
+  /** Interactions; empty when rows add up well enough. */
+  readonly pairs: readonly PairRow[];
+  /** What was chosen for the bundle that carries the table, by unit. */
+  readonly chosen?: Readonly<Record<string, string>>;
+}
+
+/** The best known error of a row. */
+export function errorOf({ kl, klProxy }: Row): number {
+  return Math.max(0, kl ?? klProxy);
+}
+
+/** A table as the solver's units; index maps back to rows. */
+export interface SolverView {
+  /** Rows of each unit, in the order of the table. */
+  readonly rows: readonly (readonly Row[])[];
+  /** The same for the solver. */
+  readonly units: readonly (readonly SolverOption[])[];
+  /** Interactions by index. */
+  readonly pairs: readonly PairTerm[];
+}
+
+/** The table for the solver. @param scale - factor on every error, from measurements of the whole */
+export function solverView(table: SensitivityTable, scale: number = 1): SolverView {
+  const byUnit = new Map<string, Row[]>(table.units.map(({ name }) => [name, []]));
+  for (const row of table.rows) byUnit.get(row.unit)?.push(row);
+  const rows = [...byUnit.values()];
+  const index = new Map(table.units.map(({ name }, i) => [name, i]));
+  return {
+    rows,
+    units: rows.map((options) =>
+      options.map((row) => ({
+        error: scale * errorOf(row),
+        cost: row.bytesDownload,
+        time: row.decodeUs[table.target] ?? 0,
+      })),
+    ),
+    pairs: table.pairs.flatMap(({ a, b, coefficient }) => {
+      const [first, second] = [index.get(a), index.get(b)];
+      return first === undefined || second === undefined
+        ? []
+        : [{ a: first, b: second, coefficient }];
+    }),
+  };
+}
+
+/** Bytes of a table as a file: sorted by nothing but its own order, so that equal tables are equal. */
+export function encodeTable(table: SensitivityTable): Uint8Array {
+  return new TextEncoder().encode(`${JSON.stringify(table, undefined, 1)}\n`);
+}
+
+/**
+ * Reads a table.
+ *
+ * @param bytes - of `sensitivity.json`
+ * @param place - name of the file for messages
+ * @throws {@link FettleError} USAGE when it is none
+ */
+export function decodeTable(bytes: Uint8Array, place: string): SensitivityTable {
+  let value: unknown;
+  try {
+    value = JSON.parse(new TextDecoder().decode(bytes));
+  } catch (cause) {
+    throw notATable(place, (cause as Error).message);
+  }
+  const problem = problemOf(value);
+  if (problem !== undefined) throw notATable(place, problem);
+  return value as SensitivityTable;
+}
+
+function problemOf(value: unknown): string | undefined {
+  if (!isObject(value)) return 'it is no object';
+  if (value['version'] !== 1) return `its version is ${JSON.stringify(value['version'])}, not 1`;
+  const { units, rows, pairs, model } = value;
+  if (!Array.isArray(units) || !Array.isArray(rows) || !Array.isArray(pairs))
+    return 'it has no units, rows and pairs';
+  if (!isObject(model) || typeof value['target'] !== 'string')
+    return 'it names no model and target';
+  const names = new Set<unknown>();
+  for (const unit of units) {
+    if (!isObject(unit) || typeof unit['name'] !== 'string') return 'a unit has no name';
+    names.add(unit['name']);
+  }
+  for (const [index, row] of rows.entries()) {
+    if (!isObject(row) || !names.has(row['unit']) || typeof row['option'] !== 'string')
+      return `row ${index} is of no unit`;
+    if (!isFigure(row['klProxy']) || !isFigure(row['bytesDownload']) || !isObject(row['decodeUs']))
+      return `row ${index} has no error, bytes and times`;
+  }
+  return undefined;
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isFigure(value: unknown): boolean {
+  return typeof value === 'number' && Number.isFinite(value);
+}
+
+function notATable(place: string, why: string): FettleError {
+  return new FettleError('USAGE', `"${place}" is no sensitivity table: ${why}.`, {
+    at: { file: place },
+    fix: 'Pass sensitivity.json of a bundle that was compiled with --calibrate.',
+  });
+}
