@@ -63,6 +63,7 @@ export async function explainRule(
 ): Promise<Explanation> {
   const rules = rulesCalled(rule);
   const chosen = new Set(rules.map(({ pass, name }) => `${pass}\n${name}`));
+  const owners = new Set(rules.map(({ pass }) => pass));
   const neighbours = new Neighbours(model);
   const asked = neighbours.find(node);
   const found = new Map<string, DeadEnd[]>();
@@ -71,7 +72,9 @@ export async function explainRule(
   const options: RunPassesOptions = {
     ...(contextLength === undefined ? {} : { contextLength }),
     trail: (step) => {
-      if (!chosen.has(`${step.pass}\n${step.rule}`) && step.pass !== rule) return;
+      // what a pass says under its own name is about all its rules
+      const own = step.rule === step.pass && owners.has(step.pass);
+      if (!own && !chosen.has(`${step.pass}\n${step.rule}`)) return;
       for (const source of sourcesOf(step)) keep(found, source, step);
     },
     ran: ({ name }) => {
@@ -86,7 +89,7 @@ export async function explainRule(
   const inside = new Set(
     group.flatMap((step) => ('passes' in step ? step.passes.map(({ name }) => name) : [step.name])),
   );
-  const others = [...new Set(rules.map(({ pass }) => pass))].filter((pass) => !inside.has(pass));
+  const others = [...owners].filter((pass) => !inside.has(pass));
   const more = rule === '*' ? [] : pipelineFrom(others);
   await runPasses(model, [...group, ...more], options);
   const deadEnds = found.get(asked) ?? [];

@@ -226,7 +226,7 @@ class Tally {
     this.options = options;
     this.known =
       options.checkChanged === true && rules !== undefined
-        ? new Set(rules.map((rule) => rule.name))
+        ? new Set([name, ...rules.map((rule) => rule.name)])
         : undefined;
   }
 

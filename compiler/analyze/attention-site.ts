@@ -137,6 +137,11 @@ const readers: Readonly<Record<string, Reader>> = {
   'com.microsoft.MultiHeadAttention': multiHeadAttention,
 };
 
+/** Ops that are an attention by themselves, with the domain in front unless it is ONNX's. */
+export const attentionOps: readonly string[] = Object.keys(readers).map((op) =>
+  op.replace(/^\./, ''),
+);
+
 /** Rows of tokens split into heads; undefined when the sizes do not say it. */
 function rowsOf(value: Value | undefined, heads: number): SiteHeads | undefined {
   const width = divideDims(value?.shape?.at(-1) ?? 'unknown', heads);

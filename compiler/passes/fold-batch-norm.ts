@@ -29,6 +29,10 @@ export function foldBatchNorm(): Pass {
   return {
     name: 'fold-batch-norm',
     options: {},
+    rules: ['batch-norm', 'mul', 'add', 'sub', 'div', 'fold'].map((name) => ({
+      name,
+      starts: [...roots],
+    })),
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes())
@@ -44,8 +48,10 @@ const roots: ReadonlySet<string> = new Set(['Conv', 'ConvTranspose', 'BatchNorma
 function visit(conv: Node, opset: number, context: PassContext): void {
   const weight = conv.inputs[1];
   const channels = weight?.shape === undefined ? undefined : channelsOf(conv, weight.shape);
-  if (weight === undefined || channels === undefined) return;
-  if (conv.op === 'BatchNormalization' && trainingReason(conv, opset) !== undefined) return;
+  const miss = (why: string): void => context.miss('fold-batch-norm', conv, why);
+  if (weight === undefined || channels === undefined) return miss('its channels are not known');
+  const training = conv.op === 'BatchNormalization' ? trainingReason(conv, opset) : undefined;
+  if (training !== undefined) return miss(training);
   const affine: Affine = {
     scale: new Float64Array(channels).fill(1),
     shift: new Float64Array(channels),
@@ -68,6 +74,8 @@ function visit(conv: Node, opset: number, context: PassContext): void {
     chain.push(user);
   }
   if (chain.length > 0) rewrite(conv, weight, affine, chain, context);
+  else
+    miss('what reads it is no factor, shift or norm per channel, or more than one node reads it');
 }
 
 function ruleOf(node: Node): string {

@@ -20,6 +20,7 @@ export function foldNormGains(): Pass {
   return {
     name: 'fold-norm-gains',
     options: {},
+    rules: [{ name: 'gain', starts: ['fettle.Norm'] }],
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes()) if (isNorm(node)) visit(node, context);
@@ -32,9 +33,15 @@ function visit(norm: Node, context: PassContext): void {
   const { rewriter } = context;
   const gain = norm.inputs[normInputs.gain];
   const bias = norm.inputs[normInputs.bias];
-  if (gain === undefined && bias === undefined) return;
+  if (gain === undefined && bias === undefined) {
+    context.miss('gain', norm, 'it has no gain and no bias');
+    return;
+  }
   const sites = readersOf(norm.output(0));
-  if (sites === undefined) return;
+  if (sites === undefined) {
+    context.miss('gain', norm, 'no linear op reads it');
+    return;
+  }
   const folded = typeof sites === 'string' ? sites : weightsOf(norm, sites);
   if (typeof folded === 'string') {
     context.refuse('gain', norm, folded);

@@ -23,6 +23,7 @@ export function foldPad(): Pass {
   return {
     name: 'fold-pad',
     options: {},
+    rules: [{ name: 'pad', starts: [...windowOps] }],
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes())
@@ -37,7 +38,10 @@ const windowOps: ReadonlySet<string> = new Set(['Conv', 'MaxPool', 'AveragePool'
 
 function visit(node: Node, context: PassContext): void {
   const pad = node.inputs[0]?.producer;
-  if (pad?.op !== 'Pad' || pad.domain !== '' || pad.graph !== node.graph) return;
+  if (pad?.op !== 'Pad' || pad.domain !== '' || pad.graph !== node.graph) {
+    context.miss('pad', node, 'there is no Pad in front of it');
+    return;
+  }
   const rank = pad.input(0).shape?.length;
   const pads = rank === undefined ? undefined : paddingOf(pad, rank);
   const why =
@@ -46,6 +50,7 @@ function visit(node: Node, context: PassContext): void {
       : reasonToKeep(pad, pads, node, rank);
   if (why !== undefined || pads === undefined || rank === undefined) {
     context.refuse('pad', pad, why ?? '');
+    context.miss('pad', node, `"${pad.name || pad.output(0).name}" stays: ${why}`);
     return;
   }
   const { rewriter } = context;

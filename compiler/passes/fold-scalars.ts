@@ -25,6 +25,10 @@ export function foldScalars(): Pass {
   return {
     name: 'fold-scalars',
     options: {},
+    rules: [
+      { name: 'before', starts: [...scalarOps] },
+      { name: 'after', starts: ['Mul', 'Div'] },
+    ],
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of [...model.graph.allNodes()].reverse())
@@ -112,10 +116,16 @@ function chainBefore(last: Node, channels: number, axis: 1 | -1): Chain | undefi
 
 /** Folds scalar ops into the linear ops that read them. */
 function foldBefore(last: Node, context: PassContext): void {
-  if (dataOf(last) === undefined) return;
+  if (dataOf(last) === undefined) {
+    context.miss('before', last, 'it has no constant operand, or no other');
+    return;
+  }
   const output = last.output(0);
   const found = readersOf(output);
-  if (found === undefined) return;
+  if (found === undefined) {
+    context.miss('before', last, 'no linear op reads it');
+    return;
+  }
   if (typeof found === 'string') {
     context.refuse('before', last, found);
     return;
@@ -190,17 +200,19 @@ function replaceByShift(last: Node, chain: Chain, axis: 1 | -1, { rewriter }: Pa
 
 /** Folds a factor behind a linear op, or behind its bias, into the weights. */
 function foldAfter(node: Node, context: PassContext): void {
+  const miss = (why: string): void => context.miss('after', node, why);
   const sums = dataOf(node);
-  if (sums === undefined) return;
+  if (sums === undefined) return miss('it has no constant operand, or no other');
   const bias = biasBehindProduct(sums);
   const { producer } = bias?.product ?? sums;
-  if (producer === undefined || producer.graph !== node.graph) return;
-  const sites = linearSites(producer);
-  if (sites === undefined || sites.length === 2) return;
+  const sites =
+    producer === undefined || producer.graph !== node.graph ? undefined : linearSites(producer);
+  if (sites === undefined || sites.length === 2) return miss('it multiplies no linear op');
   const site = typeof sites === 'string' ? sites : sites[0];
-  if (site === undefined) return;
+  if (site === undefined) return miss('it multiplies no linear op');
   // convolutions have taken theirs: fold-batch-norm
-  if (typeof site !== 'string' && site.axis === 1) return;
+  if (typeof site !== 'string' && site.axis === 1)
+    return miss('what follows a convolution is for fold-batch-norm');
   const why =
     typeof site === 'string'
       ? site

@@ -33,6 +33,7 @@ export function fuseActivation(): Pass {
   return {
     name: 'fuse-activation',
     options: {},
+    rules: names.map((name) => ({ name, starts: [...roots] })),
     run(model, context) {
       const before = context.rewriter.changes;
       const order = new NodeOrder();
@@ -53,6 +54,28 @@ export function activationAttributes({ name, alpha, beta }: ActivationChoice): A
     ...(beta === undefined ? {} : { beta: float(beta) }),
   };
 }
+
+/** Activations that are looked for without numbers, and with numbers of the graph. */
+const plain: readonly ActivationName[] = [
+  'silu',
+  'gelu',
+  'gelu-tanh',
+  'hard-swish',
+  'mish',
+  'relu',
+  'relu6',
+  'sigmoid',
+  'tanh',
+  'softplus',
+];
+const names: readonly ActivationName[] = [
+  ...plain,
+  'hard-sigmoid',
+  'quick-gelu',
+  'leaky-relu',
+  'elu',
+  'clip',
+];
 
 /** Ops an activation can end with. */
 const roots: ReadonlySet<string> = new Set([
@@ -119,7 +142,10 @@ const telling: ReadonlySet<string> = new Set([
 
 function visit(model: Model, node: Node, order: NodeOrder, context: PassContext): void {
   const root = node.output(0);
-  if (root.dtype !== 'f32' && root.dtype !== 'f16') return;
+  if (root.dtype !== 'f32' && root.dtype !== 'f16') {
+    context.miss('fuse-activation', node, `it computes ${root.dtype}`);
+    return;
+  }
   const candidates = dominators(root, order, elementInputs).filter(
     ({ value, nodes }) =>
       value.weight === undefined &&
@@ -160,6 +186,14 @@ function visit(model: Model, node: Node, order: NodeOrder, context: PassContext)
       closest.name,
       node,
       `it differs from ${closest.name} by up to ${closest.by.toPrecision(2)}`,
+    );
+  else
+    context.miss(
+      'fuse-activation',
+      node,
+      candidates.length === 0
+        ? 'what leads to it is no bent function of one value of its shape'
+        : `as a function of ${candidates.map(({ value }) => `"${value.name}"`).join(' or ')} it is no known activation`,
     );
 }
 
@@ -258,18 +292,6 @@ function distance(got: Tensor, { name, alpha, beta }: ActivationChoice): number 
 
 /** Activations to compare with; numbers they may have are those that occur in the piece of graph. */
 function* choices(scalars: readonly number[]): Generator<ActivationChoice, void> {
-  const plain: readonly ActivationName[] = [
-    'silu',
-    'gelu',
-    'gelu-tanh',
-    'hard-swish',
-    'mish',
-    'relu',
-    'relu6',
-    'sigmoid',
-    'tanh',
-    'softplus',
-  ];
   for (const name of plain) yield { name };
   yield { name: 'hard-sigmoid', alpha: 1 / 6, beta: 0.5 };
   for (const alpha of scalars) {

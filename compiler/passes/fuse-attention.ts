@@ -17,7 +17,7 @@ import { explainMasks } from '../analyze/attention-mask.ts';
 import type { Obstacle } from '../analyze/attention-scores.ts';
 import { readScores } from '../analyze/attention-scores.ts';
 import type { Site } from '../analyze/attention-site.ts';
-import { isAttentionOp, siteOfOp, siteOfScores } from '../analyze/attention-site.ts';
+import { attentionOps, isAttentionOp, siteOfOp, siteOfScores } from '../analyze/attention-site.ts';
 import { Bookkeeping } from '../analyze/bookkeeping.ts';
 import { NodeOrder } from '../analyze/dominators.ts';
 import type { HeadContext, HeadMap, SourceOrder } from '../analyze/head-map.ts';
@@ -41,6 +41,10 @@ export function fuseAttention(): Pass {
   return {
     name: 'fuse-attention',
     options: {},
+    rules: ['attention', 'attention-with-cache'].map((name) => ({
+      name,
+      starts: ['Softmax', ...attentionOps],
+    })),
     run(model, context) {
       const before = context.rewriter.changes;
       const places = [...model.graph.nodes()].filter(
@@ -105,7 +109,13 @@ class Fusion {
 
   visit(node: Node): void {
     const site = this.siteOf(node);
-    if (site === undefined) return;
+    if (site === undefined) {
+      this.context.miss('attention', node, () => {
+        const readers = [...node.output(0).users.keys()].map((user) => user.describe());
+        return `it does not stand between a product of queries and keys and one with values; ${readers.join(', ') || 'nothing'} reads it`;
+      });
+      return;
+    }
     const why = 'why' in site ? site : this.fuse(site);
     if (why !== undefined) this.context.refuse('attention', why.at, why.why);
   }

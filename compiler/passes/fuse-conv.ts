@@ -22,7 +22,7 @@ import { applyRules } from '../rewrite/apply.ts';
 import type { Pattern } from '../rewrite/pattern.ts';
 import { op, value } from '../rewrite/pattern.ts';
 import type { Rule } from '../rewrite/rule.ts';
-import { refuse, rule } from '../rewrite/rule.ts';
+import { passRules, refuse, rule } from '../rewrite/rule.ts';
 import { activationAttributes } from './fuse-activation.ts';
 import type { Pass } from './pass.ts';
 import { removeIfUnused, replaceByNew } from './replace.ts';
@@ -33,6 +33,7 @@ export function fuseConv(): Pass {
   return {
     name: 'fuse-conv',
     options: {},
+    rules: passRules(rules),
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes())
@@ -84,11 +85,13 @@ const convAt =
 const unactivated: Pattern<{ readonly x: Value }> = value(
   'x',
   convAt(({ activated }) => !activated),
+  'a convolution without an activation',
 );
 /** Room for a residual. */
 const withoutResidual: Pattern<{ readonly x: Value }> = value(
   'x',
   convAt(({ residual }) => residual === 'none'),
+  'a convolution without a residual',
 );
 
 /** The convolution behind `x`, or why it cannot take over the nodes of a match. */
@@ -135,7 +138,10 @@ const activation: Rule = rule({
 
 const residual: Rule = rule({
   name: 'residual',
-  pattern: op('Add', [value('x', hasRoom), value('other')]).as('node'),
+  pattern: op('Add', [
+    value('x', hasRoom, 'a convolution without a residual, an addend of its shape behind it'),
+    value('other'),
+  ]).as('node'),
   build: ({ x, other, node }, rewriter, { nodes }) => {
     const conv = convOf(x, nodes);
     if (typeof conv === 'string') return refuse(conv, node);
@@ -172,6 +178,7 @@ const secondResidual: Rule = rule({
     value(
       'x',
       convAt(({ residual: place }) => place !== 'none'),
+      'a convolution with a residual',
     ),
     value('other'),
   ]).as('node'),
@@ -187,6 +194,7 @@ const secondActivation: Rule = rule({
       value(
         'x',
         convAt((stage) => stage.activated),
+        'a convolution with an activation',
       ),
     ],
     {

@@ -25,6 +25,7 @@ export function fuseExpression(): Pass {
   return {
     name: 'fuse-expression',
     options: {},
+    rules: [{ name: 'elementwise', starts: [...Object.keys(functions), ...activationOps] }],
     run(model, context) {
       // before opset 7 binary ops broadcast by an attribute
       if (model.opset < 7) return false;
@@ -118,9 +119,14 @@ const unaryFunctions: ReadonlySet<ExpressionFunction> = new Set(
 
 function visit(root: Node, context: PassContext): void {
   const output = root.outputs[0];
-  if (output?.shape === undefined || stepOf(root) === undefined) return;
+  if (output?.shape === undefined || stepOf(root) === undefined) {
+    if (activationOps.includes(root.op) || (root.domain === '' && functions[root.op] !== undefined))
+      context.miss('elementwise', root, 'it is no f32 function of known shape');
+    return;
+  }
   const region = regionOf(root, context);
-  if (region.size < 2) return;
+  if (region.size < 2)
+    return context.miss('elementwise', root, 'nothing elementwise leads to it alone');
   const inputs: Value[] = [];
   const build = (value: Value): Expression => {
     const number = literalOf(value, output);

@@ -27,6 +27,10 @@ export function fuseGatedMlp(): Pass {
   return {
     name: 'fuse-gated-mlp',
     options: {},
+    rules: [
+      { name: 'gate-up', starts: ['Mul'] },
+      { name: 'halves', starts: ['Mul'] },
+    ],
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes())
@@ -40,12 +44,17 @@ export function fuseGatedMlp(): Pass {
 function fromPair(node: Node, context: PassContext): boolean {
   const [a, b] = node.inputs;
   const [left, right] = [a?.producer, b?.producer];
-  if (!isLinear(left) || !isLinear(right) || left === right) return false;
-  if (left.input(0) !== right.input(0)) return false;
+  const miss = (why: string): false => {
+    context.miss('gate-up', node, why);
+    return false;
+  };
+  if (!isLinear(left) || !isLinear(right) || left === right)
+    return miss('its operands are not two linear layers');
+  if (left.input(0) !== right.input(0)) return miss('the two linear layers read different values');
   // the one with an activation is the gate; without any, the product is bilinear and either will do
   const gate = activationNameOf(right) === 'none' ? left : right;
   const up = gate === left ? right : left;
-  if (activationNameOf(up) !== 'none') return false;
+  if (activationNameOf(up) !== 'none') return miss('both linear layers have an activation');
   const why =
     gate.inputs[3] !== undefined || up.inputs[3] !== undefined
       ? 'one of the products has a residual'
@@ -90,6 +99,11 @@ function fromHalves(node: Node, context: PassContext): void {
     rewriteHalves(node, actor, activation, gate, up, context);
     return;
   }
+  context.miss(
+    'halves',
+    node,
+    'it is no product of a half of a linear layer and the other, activated',
+  );
 }
 
 function rewriteHalves(

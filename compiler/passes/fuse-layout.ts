@@ -1,9 +1,7 @@
 /**
- * Takes away views and transposes around linear layers and attention that come to nothing, or to less.
+ * Takes away views and transposes in a row that come to nothing, or to less.
  *
- *     Transpose(Reshape(Transpose(Reshape(x))))                        ->   Reshape(Transpose(x)), Reshape(x) or x
- *     Reshape(Linear(Reshape(x [A, B, K])) [A·B, N])                   ->   Linear(x) [A, B, N]
- *     Transpose(Linear(Transpose(x, [1, 0, 2])), [1, 0, 2])            ->   Linear(x)
+ *     Transpose(Reshape(Transpose(Reshape(x))))   ->   Reshape(Transpose(x)), Reshape(x) or x
  *
  * What a chain does to the order of elements is found by following numbered elements through it, for two
  * sets of sizes. Exact.
@@ -15,81 +13,30 @@ import { ints } from '../ir/attribute.ts';
 import type { Dim } from '../ir/dim.ts';
 import { sameShape } from '../ir/dim.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
-import { isLinear } from '../ops/fused-linear.ts';
 import { int64s, readNumbers } from '../ops/numbers.ts';
-import { internalDomain } from '../ops/quantized.ts';
 import { removeAll } from './fuse-activation.ts';
 import type { Pass, PassContext } from './pass.ts';
-import { replaceByNew } from './replace.ts';
-import { isView, permutationOf, reshapeTarget, viewOps } from './views.ts';
+import { obstacle, replaceByNew, replaceValue } from './replace.ts';
+import { isTranspose, isView, reshapeTarget, viewOps } from './views.ts';
 
 /** Makes the pass. It has no options. */
 export function fuseLayout(): Pass {
   return {
     name: 'fuse-layout',
     options: {},
+    rules: [{ name: 'chain', starts: [...viewOps, 'Transpose'] }],
     run(model, context) {
       const before = context.rewriter.changes;
       const books = new Bookkeeping(model);
-      for (const node of [...model.graph.nodes()].reverse()) {
-        if (node.graph === undefined || node.domain !== '') continue;
-        if (node.op === 'Reshape') aroundFlatLinear(node, context);
-        if (node.graph !== undefined && node.op === 'Transpose') aroundTurnedLinear(node, context);
+      for (const node of [...model.graph.nodes()].reverse())
         if (node.graph !== undefined && isLayout(node)) shortenChain(model, node, books, context);
-      }
       return context.rewriter.changes > before;
     },
   };
 }
 
 function isLayout(node: Node | undefined): boolean {
-  return node?.domain === '' && (viewOps.has(node.op) || node.op === 'Transpose');
-}
-
-/** Linear(Reshape(x)) whose rows are put back into the axes they came from. */
-function aroundFlatLinear(node: Node, context: PassContext): void {
-  const linear = node.input(0).producer;
-  if (!isLinear(linear) || linear.inputs[3] !== undefined || linear.graph !== node.graph) return;
-  const flat = linear.input(0).producer;
-  if (flat === undefined || !isView(flat) || linear.output(0).onlyUser !== node) return;
-  const x = flat.input(0);
-  const wanted = node.output(0).shape;
-  const columns = linear.input(0).shape?.at(-1);
-  if (x.shape === undefined || wanted === undefined || x.shape.at(-1) !== columns) return;
-  if (!sameShape(x.shape.slice(0, -1), wanted.slice(0, -1))) return;
-  if (wanted.at(-1) !== linear.output(0).shape?.at(-1)) return;
-  replaceLinear(linear, x, node, context);
-  context.count('flat-linear');
-}
-
-/** Linear(Transpose(x)) whose leading axes are turned back. */
-function aroundTurnedLinear(node: Node, context: PassContext): void {
-  const linear = node.input(0).producer;
-  if (!isLinear(linear) || linear.inputs[3] !== undefined || linear.graph !== node.graph) return;
-  const turn = linear.input(0).producer;
-  if (turn?.op !== 'Transpose' || turn.domain !== '') return;
-  const [first, second] = [permutationOf(turn), permutationOf(node)];
-  const last = (first?.length ?? 0) - 1;
-  if (first === undefined || second === undefined || second.length !== first.length) return;
-  if (first[last] !== last || !second.every((axis, index) => first[axis] === index)) return;
-  // turned several times alike, the turns are one after common subexpressions are
-  if (linear.output(0).onlyUser !== node) return;
-  replaceLinear(linear, turn.input(0), node, context);
-  context.count('turned-linear');
-}
-
-function replaceLinear(linear: Node, x: Value, node: Node, context: PassContext): void {
-  const { rewriter } = context;
-  rewriter.before(node);
-  const made = rewriter.op(
-    'Linear',
-    [x, ...linear.inputs.slice(1)],
-    Object.fromEntries(linear.attributes),
-    { domain: internalDomain, from: linear.from, name: linear.name },
-  );
-  const before = linear.input(0).producer;
-  replaceByNew(rewriter, node.output(0), made);
-  removeAll([node, linear, ...(before === undefined ? [] : [before])], context);
+  return isView(node) || isTranspose(node);
 }
 
 /** Longest chain looked at. */
@@ -109,24 +56,28 @@ function shortenChain(model: Model, end: Node, books: Bookkeeping, context: Pass
   }
   const transposes = chain.filter(({ op }) => op === 'Transpose').length;
   const source = chain.at(-1)?.input(0);
-  if (
-    chain.length < 2 ||
-    transposes === 0 ||
-    source?.shape === undefined ||
-    root.shape === undefined
-  )
-    return;
+  const miss = (why: string): void => context.miss('chain', end, why);
+  if (chain.length < 2) return miss('what is in front of it is no view that only it reads');
+  if (transposes === 0) return miss('there is no Transpose among the views');
+  if (source?.shape === undefined || root.shape === undefined) return miss('a shape is not known');
   const found = orderOf(model, source, root, books);
-  if (found === undefined) return;
+  if (typeof found === 'string') {
+    // heads are split by a Reshape and a Transpose, and there is no shorter way
+    if (chain.length > 2) context.refuse('chain', end, found);
+    else miss(found);
+    return;
+  }
   const turned =
     found.perm === undefined ? source.shape : found.perm.map((axis) => source.shape?.[axis] ?? 1);
   const target = sameShape(turned, root.shape)
     ? []
     : reshapeTarget(turned as readonly Dim[], root.shape);
-  if (target === undefined) return;
+  if (target === undefined)
+    return context.refuse('chain', end, 'two sizes of its result are known only when it runs');
   const count = (found.perm === undefined ? 0 : 1) + (target.length > 0 ? 1 : 0);
-  if (count >= chain.length || (count === 0 && (root.isOutput || source.producer === undefined)))
-    return;
+  if (count >= chain.length) return miss('it takes as many ops as it has');
+  const why = count === 0 ? obstacle(model.graph, root, source) : undefined;
+  if (why !== undefined) return context.refuse('chain', end, why);
   const { rewriter } = context;
   rewriter.before(end);
   const from = [...new Set(chain.flatMap((node) => node.from))];
@@ -140,7 +91,7 @@ function shortenChain(model: Model, end: Node, books: Bookkeeping, context: Pass
       {},
       { from },
     );
-  if (count === 0) rewriter.replaceUses(root, value);
+  if (count === 0) replaceValue(rewriter, root, value);
   else replaceByNew(rewriter, root, value);
   removeAll(chain, context);
   context.count('chain');
@@ -152,7 +103,7 @@ function orderOf(
   source: Value,
   root: Value,
   books: Bookkeeping,
-): { readonly perm: readonly number[] | undefined } | undefined {
+): { readonly perm: readonly number[] | undefined } | string {
   let perms: readonly (readonly number[])[] | undefined;
   for (const call of [
     { batch: 2, sequence: 5, past: 3 },
@@ -160,10 +111,11 @@ function orderOf(
   ]) {
     const inputs = books.call(call);
     const shape = knownShape(source.shape, inputs.sizes);
-    if (shape === undefined || shape.length > 5 || elementCount(shape) > 1 << 22) return undefined;
+    if (shape === undefined) return 'its sizes do not follow from those of the inputs';
+    if (shape.length > 5 || elementCount(shape) > 1 << 22) return 'it is too large to follow';
     // an axis that happens to be 1 here could be anywhere
     if (source.shape?.some((dim, axis) => dim !== 1 && shape[axis] === 1) === true)
-      return undefined;
+      return 'a size that a run decides is 1';
     const numbered = tensor(
       'f32',
       shape,
@@ -171,14 +123,14 @@ function orderOf(
     );
     const given = new Map([...inputs.given, [source, numbered]]);
     const got = probe(model, root, { sizes: inputs.sizes, given });
-    if (got === undefined || source.dtype !== 'f32') return undefined;
+    if (got === undefined || source.dtype !== 'f32') return 'it cannot be followed';
     const order = readNumbers(got);
     perms = (perms ?? permutations(shape.length)).filter((perm) => isOrder(order, shape, perm));
-    if (perms.length === 0) return undefined;
+    if (perms.length === 0) break;
   }
   const [perm] = perms ?? [];
   return perm === undefined
-    ? undefined
+    ? 'no transpose puts the elements in that order'
     : { perm: perm.every((axis, i) => axis === i) ? undefined : perm };
 }
 

@@ -24,6 +24,7 @@ import { uniformValueOf } from './constants.ts';
 import { activationAttributes } from './fuse-activation.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { removeIfUnused, replaceByNew } from './replace.ts';
+import { activationOps } from './single-activation.ts';
 import { permutationOf } from './views.ts';
 
 /** Makes the pass. It has no options. */
@@ -31,6 +32,13 @@ export function fuseLinear(): Pass {
   return {
     name: 'fuse-linear',
     options: {},
+    rules: [
+      { name: 'mat-mul', starts: ['MatMul'] },
+      { name: 'gemm', starts: ['Gemm'] },
+      { name: 'bias', starts: ['Add'] },
+      { name: 'residual', starts: ['Add'] },
+      { name: 'activation', starts: ['fettle.Activation', ...activationOps] },
+    ],
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes()) {
@@ -68,7 +76,19 @@ function weightOf(value: Value | undefined): { matrix: Value; transposed: boolea
 function fromMatMul(node: Node, context: PassContext): void {
   const x = node.input(0);
   const weight = weightOf(node.input(1));
-  if (weight === undefined || (x.shape?.length ?? 0) < 2 || x.weight !== undefined) return;
+  const why =
+    weight === undefined
+      ? 'its second factor is no matrix of weights'
+      : x.weight !== undefined
+        ? 'its first factor is constant too'
+        : (x.shape?.length ?? 0) < 2
+          ? 'its first factor is one row, or of unknown rank'
+          : undefined;
+  if (weight === undefined || why !== undefined) {
+    // a product of two activations is nothing that a linear layer is
+    context.miss('mat-mul', node, why ?? '');
+    return;
+  }
   linear(node, [x, weight.matrix], { transposed: int(weight.transposed ? 1 : 0) }, [node], context);
   context.count('mat-mul');
 }
@@ -76,7 +96,10 @@ function fromMatMul(node: Node, context: PassContext): void {
 function fromGemm(node: Node, context: PassContext): void {
   const x = node.input(0);
   const w = node.input(1);
-  if (!isMatrix(w) || x.weight !== undefined) return;
+  if (!isMatrix(w) || x.weight !== undefined) {
+    context.miss('gemm', node, 'its factors are not activations and a matrix of weights');
+    return;
+  }
   const bias = node.inputs[2];
   const columns = node.output(0).shape?.[1];
   const row = bias === undefined ? undefined : rowOf(bias, columns, context);
@@ -117,21 +140,28 @@ function fromAdd(node: Node, context: PassContext): void {
     [a, b],
     [b, a],
   ] as const;
+  let met = false;
   for (const [value, other] of sides) {
     const inner = value.producer;
     if (!isLinear(inner) || inner.graph !== node.graph) continue;
+    met = true;
     if (other.weight !== undefined) {
       if (addBias(node, inner, other, context)) return;
     } else if (addResidual(node, inner, other, context)) return;
   }
+  if (met) return;
+  const rule = a.weight === undefined && b.weight === undefined ? 'residual' : 'bias';
+  context.miss(rule, node, 'neither operand is a fused linear layer');
 }
 
 function addBias(node: Node, inner: Node, bias: Value, context: PassContext): boolean {
   const value = inner.output(0);
   if (value.onlyUser !== node)
     return refused('bias', node, 'the product is used elsewhere', context);
-  if (inner.inputs[2] !== undefined || inner.inputs[3] !== undefined) return false;
-  if (activationNameOf(inner) !== 'none') return false;
+  if (inner.inputs[2] !== undefined || inner.inputs[3] !== undefined)
+    return refused('bias', node, 'the linear layer has a bias or a residual already', context);
+  if (activationNameOf(inner) !== 'none')
+    return refused('bias', node, 'there is an activation between', context);
   context.rewriter.before(node);
   const row = rowOf(bias, value.shape?.at(-1), context);
   if (row === undefined)
@@ -143,7 +173,8 @@ function addBias(node: Node, inner: Node, bias: Value, context: PassContext): bo
 
 function addResidual(node: Node, inner: Node, residual: Value, context: PassContext): boolean {
   const value = inner.output(0);
-  if (inner.inputs[3] !== undefined) return false;
+  if (inner.inputs[3] !== undefined)
+    return refused('residual', node, 'the linear layer has a residual already', context);
   if (value.onlyUser !== node)
     return refused('residual', node, 'the product is used elsewhere', context);
   if (!sameShape(value.shape, residual.shape))
@@ -166,11 +197,22 @@ function refused(rule: string, node: Node, why: string, context: PassContext): f
 
 function fromActivation(node: Node, context: PassContext): void {
   const activation = activationOfNode(node);
-  const inner = activation === undefined ? undefined : node.inputs[0]?.producer;
-  if (activation === undefined || !isLinear(inner) || inner.graph !== node.graph) return;
-  if (inner.inputs[3] !== undefined || activationNameOf(inner) !== 'none') return;
-  if (inner.output(0).onlyUser !== node) {
-    context.refuse('activation', node, 'the product is used elsewhere');
+  if (activation === undefined) return;
+  const inner = node.inputs[0]?.producer;
+  if (!isLinear(inner) || inner.graph !== node.graph) {
+    context.miss('activation', node, 'what it acts on is no fused linear layer');
+    return;
+  }
+  const why =
+    inner.inputs[3] !== undefined
+      ? 'there is a residual between'
+      : activationNameOf(inner) !== 'none'
+        ? 'the linear layer has an activation already'
+        : inner.output(0).onlyUser !== node
+          ? 'the product is used elsewhere'
+          : undefined;
+  if (why !== undefined) {
+    context.refuse('activation', node, why);
     return;
   }
   const attributes = { ...attributesOf(inner), ...activationAttributes(activation) };

@@ -34,6 +34,16 @@ export function fuseNorm(): Pass {
   return {
     name: 'fuse-norm',
     options: {},
+    rules: [
+      { name: 'rms', starts: ['ReduceMean'] },
+      { name: 'layer', starts: ['ReduceMean'] },
+      ...[...new Set(Object.keys(fusedForms).map(opOf))].map((name) => ({
+        name,
+        starts: Object.keys(fusedForms)
+          .filter((form) => opOf(form) === name)
+          .map((form) => form.replace(/^\./, '')),
+      })),
+    ],
     run(model, context) {
       const before = context.rewriter.changes;
       const order = new NodeOrder();
@@ -81,6 +91,11 @@ const fusedForms: Readonly<Record<string, FusedForm>> = {
     epsilon: 1e-12,
   },
 };
+
+/** The op of a form, without its domain. */
+function opOf(form: string): string {
+  return form.slice(form.lastIndexOf('.') + 1);
+}
 
 /** Replaces an op that is a norm already; false when it is none. */
 function fromFused(node: Node, context: PassContext): boolean {
@@ -198,9 +213,18 @@ function fromSpread(model: Model, mean: Node, order: NodeOrder, context: PassCon
       replace(value, root, nodes, found, context);
       return;
     }
-  if (nearMiss !== undefined) context.refuse('norm', nearMiss.node, nearMiss.why);
+  const rule = kindOf(mean);
+  if (nearMiss !== undefined) context.refuse(rule, nearMiss.node, nearMiss.why);
   else if (candidates.some((value) => hasRoot(value)))
-    context.refuse('norm', mean, 'what follows the mean is no layer or RMS norm of the last axis');
+    context.refuse(rule, mean, 'what follows the mean is no layer or RMS norm of the last axis');
+  else context.miss(rule, mean, 'nothing that follows it divides by a root');
+}
+
+/** Which norm a mean would belong to: one of squares, or of squared differences from a mean. */
+function kindOf(mean: Node): NormKind {
+  const square = mean.input(0).producer;
+  const isSquare = square?.op === 'Pow' || square?.op === 'Mul';
+  return isSquare && square.input(0).producer?.op !== 'Sub' ? 'rms' : 'layer';
 }
 
 function hasRoot(value: Value): boolean {

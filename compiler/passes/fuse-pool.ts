@@ -13,7 +13,7 @@ import { int64s } from '../ops/numbers.ts';
 import { applyRules } from '../rewrite/apply.ts';
 import { op, value } from '../rewrite/pattern.ts';
 import type { Rule } from '../rewrite/rule.ts';
-import { refuse, rule } from '../rewrite/rule.ts';
+import { passRules, refuse, rule } from '../rewrite/rule.ts';
 import type { Pass } from './pass.ts';
 import { viewOps } from './views.ts';
 
@@ -22,6 +22,7 @@ export function fusePool(): Pass {
   return {
     name: 'fuse-pool',
     options: {},
+    rules: passRules([globalMean]),
     run: (model, context) => applyRules(model, [globalMean], context),
   };
 }

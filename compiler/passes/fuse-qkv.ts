@@ -25,11 +25,17 @@ export function fuseQkv(): Pass {
   return {
     name: 'fuse-qkv',
     options: {},
+    rules: [
+      { name: 'slices', starts: ['fettle.Attention'] },
+      { name: 'products', starts: ['fettle.Attention'] },
+    ],
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.nodes())
-        if (isFusedAttention(node) && node.inputs[attentionInputs.k] !== undefined)
-          if (!fromSlices(node, context)) fromProducts(node, context);
+        if (isFusedAttention(node))
+          if (node.inputs[attentionInputs.k] === undefined)
+            context.miss('fuse-qkv', node, 'its queries, keys and values are one value already');
+          else if (!fromSlices(node, context)) fromProducts(node, context);
       return context.rewriter.changes > before;
     },
   };
@@ -53,8 +59,10 @@ function pack(node: Node, packed: Value, { rewriter }: PassContext): void {
 function fromSlices(node: Node, context: PassContext): boolean {
   const ranges = parts(node).map(rangeOf);
   const [q, k, v] = ranges;
-  if (q === undefined || k === undefined || v === undefined) return false;
-  if (q.source !== k.source || k.source !== v.source) return false;
+  if (q === undefined || q.source !== k?.source || k.source !== v?.source) {
+    context.miss('slices', node, 'its queries, keys and values are not columns of one value');
+    return false;
+  }
   const { heads, kvHeads, headSize } = readAttention(node);
   const [queries, keys] = [heads * headSize, kvHeads * headSize];
   const inOrder = q.from === 0 && k.from === queries && v.from === queries + keys;
@@ -99,8 +107,10 @@ function fromProducts(node: Node, context: PassContext): void {
   const values = parts(node);
   const linears = values.flatMap(({ producer }) => (isLinear(producer) ? [producer] : []));
   const [q, k, v] = linears;
-  if (q === undefined || k === undefined || v === undefined) return;
-  if (q.input(0) !== k.input(0) || q.input(0) !== v.input(0)) return;
+  if (q === undefined || k === undefined || v === undefined)
+    return context.miss('products', node, 'not all of them come right from linear layers');
+  if (q.input(0) !== k.input(0) || q.input(0) !== v.input(0))
+    return context.miss('products', node, 'the linear layers read different values');
   const weights = linears.flatMap((linear) => linear.input(1).weight ?? []);
   const why =
     new Set(linears).size < 3 || values.some((value) => value.onlyUser !== node)

@@ -20,6 +20,7 @@ export function insertKvCache(): Pass {
   return {
     name: 'insert-kv-cache',
     options: {},
+    rules: [{ name: 'cache', starts: ['fettle.Attention'] }],
     run(model, context) {
       const attentions = [...model.graph.nodes()].filter(isFusedAttention);
       if (attentions.length === 0 || analyzeDecoder(model).decoder !== undefined) return false;

@@ -20,6 +20,7 @@ export function mergeLinears(): Pass {
   return {
     name: 'merge-linears',
     options: {},
+    rules: [{ name: 'merge', starts: ['MatMul', 'Gemm', 'fettle.Linear'] }],
     run(model, context) {
       const before = context.rewriter.changes;
       for (const node of model.graph.allNodes()) visit(node, context);
@@ -38,9 +39,13 @@ function rowSite(node: Node | undefined): LinearSite | string | undefined {
 
 function visit(outer: Node, context: PassContext): void {
   const inner = outer.inputs[0]?.producer;
-  if (inner === undefined || inner.graph !== outer.graph) return;
-  const [first, second] = [rowSite(inner), rowSite(outer)];
-  if (first === undefined || second === undefined) return;
+  const second = rowSite(outer);
+  if (second === undefined) return;
+  const first = inner === undefined || inner.graph !== outer.graph ? undefined : rowSite(inner);
+  if (first === undefined || inner === undefined) {
+    context.miss('merge', outer, 'no linear op is right in front of it');
+    return;
+  }
   const why =
     typeof first === 'string'
       ? first

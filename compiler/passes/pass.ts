@@ -33,7 +33,7 @@ export interface Refusal {
 export interface PassRule {
   /** Kebab-case or the name of what is recognised; what `--explain` and the report print. */
   readonly name: string;
-  /** Op types of the nodes it starts from, with the domain in front unless it is ONNX's. */
+  /** Op types of the nodes it starts from, with the domain in front unless it is ONNX's; none for any. */
   readonly starts: readonly string[];
 }
 
@@ -84,7 +84,10 @@ export interface Pass {
   readonly name: string;
   /** Options with defaults filled in; part of the recipe. */
   readonly options: Readonly<Record<string, unknown>>;
-  /** Its rules: every name it counts, refuses and misses under. Absent: it has no rules to ask about. */
+  /**
+   * Its rules: every name it counts, refuses and misses under, besides its own name, which is for all
+   * of them. Absent: it has no rules to ask about.
+   */
   readonly rules?: readonly PassRule[];
   /** Throws before anything is changed. */
   requires?(model: Model, context: PassContext): void;

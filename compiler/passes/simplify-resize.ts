@@ -20,12 +20,14 @@ export function simplifyResize(): Pass {
   return {
     name: 'simplify-resize',
     options: {},
+    rules: [{ name: 'sizes', starts: ['Resize'] }],
     run(model, context) {
       const before = context.rewriter.changes;
       if (model.opset >= 11)
         for (const node of model.graph.allNodes())
-          if (node.op === 'Resize' && node.domain === '' && node.inputs[3] !== undefined)
-            visit(node, context);
+          if (node.op === 'Resize' && node.domain === '')
+            if (node.inputs[3] !== undefined) visit(node, context);
+            else context.miss('sizes', node, 'it has factors already');
       return context.rewriter.changes > before;
     },
   };

@@ -16,23 +16,21 @@ import { elementwiseOperands, withInputs } from './elementwise-ops.ts';
 import { removeAll } from './fuse-activation.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { obstacle, replaceByNew, replaceValue } from './replace.ts';
-import { permutationOf } from './views.ts';
+import { isTranspose, permutationOf } from './views.ts';
 
 /** Makes the pass. It has no options. */
 export function sinkTransposes(): Pass {
   return {
     name: 'sink-transposes',
     options: {},
+    rules: [{ name: 'transpose', starts: ['Transpose'] }],
     run(model, context) {
       const before = context.rewriter.changes;
-      for (const node of model.graph.allNodes()) if (isTranspose(node)) visit(node, context);
+      for (const node of model.graph.allNodes())
+        if (isTranspose(node) && node.graph !== undefined) visit(node, context);
       return context.rewriter.changes > before;
     },
   };
-}
-
-function isTranspose(node: Node | undefined): boolean {
-  return node?.op === 'Transpose' && node.domain === '' && node.graph !== undefined;
 }
 
 /** A value without the permutation in front of it. */
@@ -46,13 +44,18 @@ function visit(last: Node, context: PassContext): void {
   const outer = permutationOf(last);
   const rank = input?.shape?.length;
   // two in a row are the business of merge-adjacent
-  if (input === undefined || outer === undefined || rank === undefined) return;
-  if (isTranspose(input.producer)) return;
+  if (input === undefined || outer === undefined || rank === undefined)
+    return context.miss('transpose', last, 'its rank is not known');
+  if (isTranspose(input.producer))
+    return context.miss('transpose', last, 'two in a row are for merge-adjacent');
   const part = partOf(input, rank, last);
-  if (part === undefined || typeof part === 'string') {
-    if (part !== undefined) context.refuse('transpose', last, part);
-    return;
-  }
+  if (part === undefined)
+    return context.miss(
+      'transpose',
+      last,
+      'what it reads is not computed elementwise from transposed values and constants alone',
+    );
+  if (typeof part === 'string') return context.refuse('transpose', last, part);
   const sources = sourcesOf(part);
   const perms = sources.map(({ transpose }) => permutationOf(transpose));
   const [inner] = perms;

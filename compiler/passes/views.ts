@@ -10,6 +10,11 @@ export function isView(node: Node | undefined): node is Node {
   return node !== undefined && node.domain === '' && viewOps.has(node.op);
 }
 
+/** Whether a node is a Transpose. */
+export function isTranspose(node: Node | undefined): boolean {
+  return node?.op === 'Transpose' && node.domain === '';
+}
+
 /** `value`, what it is a view of, what that is a view of, … */
 export function* throughViews(value: Value): Generator<Value, void> {
   let current = value;

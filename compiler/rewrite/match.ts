@@ -89,7 +89,8 @@ class Matcher {
       return this.operation(shape, producer, next);
     }
     if (shape.kind === 'value') {
-      if (shape.test?.(value) === false) return this.stop(value, `"${shape.name}" as tested`);
+      if (shape.test?.(value) === false)
+        return this.stop(value, shape.wanted ?? `"${shape.name}" as tested`);
       return this.capture(shape.name, value, next);
     }
     if (!isConstant(value)) return this.stop(value, describe(shape));

@@ -28,6 +28,8 @@ export type Shape =
       readonly kind: 'value';
       readonly name: string;
       readonly test: ((value: Value) => boolean) | undefined;
+      /** What the test wants, in words. */
+      readonly wanted: string | undefined;
     }
   | {
       readonly kind: 'constant';
@@ -140,12 +142,14 @@ export function op<const Ps extends readonly (AnyPattern | null)[]>(
  * Any value, captured.
  *
  * @param test - must hold, for example a rank
+ * @param wanted - the test in words, for the trail of a mismatch: `a value of rank 4`
  */
 export function value<const N extends string>(
   name: N,
   test?: (value: Value) => boolean,
+  wanted?: string,
 ): Pattern<{ readonly [K in N]: Value }> {
-  return new Pattern({ kind: 'value', name, test });
+  return new Pattern({ kind: 'value', name, test, wanted });
 }
 
 /**
