@@ -9,6 +9,7 @@ import { deduplicateWeights, deduplicateWeightsDefaults } from './passes/dedupli
 import { eliminateCommonSubexpressions } from './passes/eliminate-common-subexpressions.ts';
 import { eliminateDead } from './passes/eliminate-dead.ts';
 import { eliminateIdentity } from './passes/eliminate-identity.ts';
+import { expandEinsum } from './passes/expand-einsum.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
 import { foldNormGains } from './passes/fold-norm-gains.ts';
 import { foldPad } from './passes/fold-pad.ts';
@@ -37,6 +38,8 @@ import { simplifyResize } from './passes/simplify-resize.ts';
 import { simplifyShapes } from './passes/simplify-shapes.ts';
 import { sinkTransposes } from './passes/sink-transposes.ts';
 import { specializeShapes, specializeShapesDefaults } from './passes/specialize-shapes.ts';
+import { unpackAttention } from './passes/unpack-attention.ts';
+import { widenHalves } from './passes/widen-halves.ts';
 
 /** Every pass, alphabetically. */
 export const passes: readonly PassEntry[] = [
@@ -48,6 +51,7 @@ export const passes: readonly PassEntry[] = [
   passEntry('Computes once what is computed twice.', {}, eliminateCommonSubexpressions),
   passEntry('Removes nodes, constants and outputs that nothing depends on.', {}, eliminateDead),
   passEntry('Removes ops that hand on their input unchanged.', {}, eliminateIdentity),
+  passEntry('Writes an Einsum of two operands as a matrix product.', {}, expandEinsum),
   passEntry('Puts batch normalization into the convolution before it.', {}, foldBatchNorm),
   passEntry(
     'Computes at compile time what depends on constants only.',
@@ -100,6 +104,8 @@ export const passes: readonly PassEntry[] = [
     specializeShapesDefaults,
     specializeShapes,
   ),
+  passEntry('Takes apart the packed inputs of fused attention ops.', {}, unpackAttention),
+  passEntry('Computes in f32 what a model computes in half precision.', {}, widenHalves),
 ];
 
 /** Sequences a pipeline can ask for by one name. */

@@ -16,12 +16,15 @@ export const wasm: Target = {
     memoryBytes: ortWasm.limits.memoryBytes,
     bufferBytes: ortWasm.limits.bufferBytes,
   },
-  weightFormats: ['w4', 'w8', 'f16', 'f32', 'w3', 'w2'],
+  weightFormats: ['w4', 'w8', 'f16', 'f32', 'w3', 'w2', 'c4'],
+  kvFormats: ['f32', 'f16'],
   // multiples of the kernels' blocks
   groupSizes: [32, 64, 128, 16],
   quantizedForm: 'native',
   pipeline: [
     'clean-up',
+    // before weights are widened too, so that nothing computes in halves any more
+    'widen-halves',
     // f16 weights behind a Cast are weights like any other; lowering stores them as halves again
     ['fold-constants', { widen: true }],
     // the kernels are those of the fused ops

@@ -19,12 +19,20 @@ import type { OpPlace } from './support.ts';
 import { opError, sameDim } from './support.ts';
 
 /** Labels of every operand and of the result; the axes of an ellipsis are labelled `.0`, `.1`, … */
-interface Equation {
+export interface Equation {
+  /** Labels of each operand. */
   readonly terms: readonly (readonly string[])[];
+  /** Labels of the result. */
   readonly output: readonly string[];
 }
 
-function parseEquation(place: OpPlace, ranks: readonly number[]): Equation {
+/**
+ * Reads the equation of an Einsum node.
+ *
+ * @param ranks - of the operands
+ * @throws FettleError MODEL_INVALID when it does not fit them
+ */
+export function parseEquation(place: OpPlace, ranks: readonly number[]): Equation {
   const text = place.node.string('equation', '').replaceAll(/\s/g, '');
   const [left = '', right] = text.split('->');
   const texts = left.split(',');

@@ -198,7 +198,7 @@ function rotateBoth(context: EvaluateContext, call: RotaryCall): void {
 const groupQueryAttention: OpDefinition = {
   op: 'GroupQueryAttention',
   domain: 'com.microsoft',
-  inputs: [7, 16],
+  inputs: [1, 16],
   outputs: [1, 4],
   infer,
   evaluate,

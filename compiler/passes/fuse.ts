@@ -10,6 +10,10 @@ export const fuseRounds = 8;
 
 /** Steps of one round, repeated until nothing changes. A pipeline asks for all of it as `fuse`. */
 export const fuse: readonly PipelineStep[] = [
+  // one float dtype and one spelling of products for all that follows
+  'widen-halves',
+  'expand-einsum',
+  'unpack-attention',
   // the parts that others contain
   'fuse-activation',
   'simplify-resize',
