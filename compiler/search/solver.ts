@@ -264,7 +264,7 @@ class Problem {
       [least, next] = [next, least];
     }
     let at = size - 1;
-    const choice = new Array<number>(units.length).fill(0);
+    const choice = units.map(() => 0);
     for (let u = units.length - 1; u >= 0; u--) {
       const option = taken[u]?.[at] ?? 0;
       choice[u] = option;

@@ -53,9 +53,11 @@ export interface UnitFacts {
   readonly columns: number;
   /** Noise gain: error of the model's output per relative squared error of the unit's output. */
   readonly gain: number;
-  /** Trace of the Hessian of its inputs, for the order of HAWQ. */
+  /** Trace of the Hessian of its inputs, `tr(H)`, `H = 2/T · Σ x xᵀ`. */
   readonly hessianTrace: number;
-  /** Largest share of weights beyond one deviation in its block, for the order of ZD. */
+  /** `tr(W H Wᵀ)`: twice the mean squared norm of its output. */
+  readonly outputEnergy: number;
+  /** Share of weights of its block that are more than one deviation above the mean, for the order of ZD. */
   readonly zd: number;
   /** Change of the residual stream by its block, `-cos(in, out)`, for the order of LIM. */
   readonly lim: number;
