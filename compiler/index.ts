@@ -84,11 +84,13 @@ export { Rewriter } from './ir/rewriter.ts';
 // number formats
 export type {
   CodeBits,
+  CodebookFormat,
   FloatFormat,
   GroupSize,
   IntegerFormat,
   NumberFormat,
   ReservedFormat,
+  WeightFormat,
 } from './quant/formats.ts';
 export { bitsPerWeight, numberFormats, parseFormat } from './quant/formats.ts';
 

@@ -38,7 +38,7 @@ export const ortWasm: Target = {
     bufferBytes: { value: 4 * 2 ** 30, source: limits },
     opset: ortOpset,
   },
-  weightFormats: ['w4', 'w8', 'f16', 'f32', 'w3', 'w2'],
+  weightFormats: ['w4', 'w8', 'f16', 'f32', 'w3', 'w2', 'c4'],
   groupSizes: [32, 64, 128, 16],
   quantizedForm: 'dequantize-linear',
   sessionOptions: foldDequantize,

@@ -19,7 +19,7 @@ export const ortWebgpu: Target = {
     bufferBytes: { value: 268_435_456, source: 'https://www.w3.org/TR/webgpu/#limits' },
     opset: ortOpset,
   },
-  weightFormats: ['w4', 'w8', 'f16', 'f32', 'w3', 'w2'],
+  weightFormats: ['w4', 'w8', 'f16', 'f32', 'w3', 'w2', 'c4'],
   groupSizes: [32],
   quantizedForm: 'mat-mul-nbits',
   // for the weights that do not fit MatMulNBits

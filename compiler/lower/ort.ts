@@ -80,9 +80,16 @@ export function lowerForOrt(model: Model, target: Target): LoweredModel {
   };
 }
 
-/** onnxruntime has no 3-bit elements, and 2-bit ones only from opset 25 on. */
+/** onnxruntime has no codebooks, no 3-bit elements, and 2-bit ones only from opset 25 on. */
 function widened(groups: readonly QuantizedGroup[]): string[] {
-  return ([3, 2] as const).flatMap((bits) => {
+  const books = groups.filter(({ constants }) => constants.codebook !== undefined).length;
+  const spelled =
+    books === 0
+      ? []
+      : [
+          `${books} weights with codebooks are stored in 8 bits for onnxruntime: twice the bytes of w4.`,
+        ];
+  const few = ([3, 2] as const).flatMap((bits) => {
     const count = groups.filter((group) => group.bits === bits).length;
     return count === 0
       ? []
@@ -90,6 +97,7 @@ function widened(groups: readonly QuantizedGroup[]): string[] {
           `${count} weights in ${bits} bits are stored in 4 for onnxruntime: no bytes saved over w4.`,
         ];
   });
+  return [...spelled, ...few];
 }
 
 function quantizesActivations(model: Model): boolean {

@@ -44,12 +44,14 @@ const bitsOf: ReadonlyMap<number, number> = new Map([
  * How a matrix of `bits` with scales per `group` inputs is packed, or why it cannot be.
  *
  * @param group - inputs that share a scale; `columns` for one scale per row
+ * @param codebooks - runs of rows with a codebook of their own; 0 when codes are integers
  */
 export function codePacking(
   rows: number,
   columns: number,
   bits: number,
   group: number,
+  codebooks = 0,
 ): CodePacking | string {
   const channel = group >= columns;
   if (!channel && group % 16 !== 0) return `groups of ${group} are no multiple of 16`;
@@ -63,7 +65,9 @@ export function codePacking(
     3: block === 32 ? abi.W3 : abi.W4,
     2: abi.W2,
   };
-  const format = formats[bits];
+  const format = codebooks > 0 ? abi.C4 : formats[bits];
+  if (codebooks > 1 && (rows / codebooks) % TILE_ROWS !== 0)
+    return `${rows} rows with ${codebooks} codebooks have no whole tiles of ${TILE_ROWS} for each`;
   if (format === undefined) return `there is no layout for ${bits} bits`;
   return { rows, columns, bits, format, block, groupBlocks };
 }
@@ -166,6 +170,21 @@ export function packedZeros(zeros: Weight, packing: CodePacking): Weight {
       for (let group = 0; group < groups; group++)
         into[group * TILE_ROWS + row] = (loose[group] ?? 0) + shift;
     }
+  });
+}
+
+/**
+ * Codebooks in the order of the kernels: one a tile, entries + 64.
+ *
+ * @param codebook - i8 [C, 16], -64..63
+ */
+export function packedCodebook(codebook: Weight, { rows }: CodePacking): Weight {
+  const tiles = Math.ceil(rows / TILE_ROWS);
+  const rowsEach = rows / (codebook.byteLength / TILE_ROWS);
+  return byTile(tiles, TILE_ROWS, (tile, into) => {
+    const first = Math.floor((tile * TILE_ROWS) / rowsEach) * TILE_ROWS;
+    // a stored byte is the level modulo 256
+    codebook.bytes(first, TILE_ROWS).forEach((level, i) => (into[i] = (level + 64) & 255));
   });
 }
 

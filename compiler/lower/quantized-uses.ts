@@ -7,9 +7,10 @@ import type { DType } from '../../runtime/tensor.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import { isDequantize, readDequantize } from '../ops/quantized.ts';
 import { integerFormat } from '../quant/formats.ts';
+import { codebookFormat } from '../quant/formats.ts';
 import type { CodeBits } from '../quant/formats.ts';
 import type { QuantizedMatrix } from '../quant/matrix.ts';
-import { groupCount } from '../quant/matrix.ts';
+import { groupCount, withoutCodebook } from '../quant/matrix.ts';
 
 /** One input of one node that reads a dequantized weight. */
 export interface QuantizedUse {
@@ -38,12 +39,13 @@ export interface QuantizedGroup {
     readonly codes: Value;
     readonly scales: Value;
     readonly zeros: Value | undefined;
+    readonly codebook: Value | undefined;
   };
   /** Output channels. */
   readonly rows: number;
   /** Inputs. */
   readonly columns: number;
-  /** Bits of a code. */
+  /** Bits of a code of {@link matrixOf}: 8 where a codebook is written out. */
   readonly bits: CodeBits;
   /** Inputs that share a scale; `columns` for one scale per output channel. */
   readonly group: number;
@@ -69,25 +71,28 @@ export function quantizedGroups(model: Model): QuantizedGroup[] {
   return [...byCodes.values()].flatMap((nodes) => splitByScales(nodes).map(groupOf));
 }
 
-/** Reads the constants of a group. */
+/** Reads the constants of a group; codebooks become integers of 8 bits. */
 export function matrixOf(group: QuantizedGroup): QuantizedMatrix {
   const { rows, columns, bits, constants } = group;
-  return {
+  const { codebook } = constants;
+  return withoutCodebook({
     rows,
     columns,
-    bits,
+    bits: codebook === undefined ? bits : 4,
     group: group.group,
     codes: bytesOf(constants.codes),
     scales: halvesOf(constants.scales),
     zeros: constants.zeros === undefined ? undefined : bytesOf(constants.zeros),
-  };
+    codebook: codebook === undefined ? undefined : levelsOf(codebook),
+  });
 }
 
 function splitByScales(nodes: readonly Node[]): [Node, ...Node[]][] {
   const bySource = new Map<string, [Node, ...Node[]]>();
   for (const node of nodes) {
     const { bits, group } = readDequantize(node);
-    const key = [node.input(1).name, node.inputs[2]?.name ?? '', bits, group].join('\n');
+    const parts = node.inputs.slice(1).map((input) => input?.name ?? '');
+    const key = [...parts, bits, group].join('\n');
     const same = bySource.get(key);
     if (same === undefined) bySource.set(key, [node]);
     else same.push(node);
@@ -98,7 +103,11 @@ function splitByScales(nodes: readonly Node[]): [Node, ...Node[]][] {
 function groupOf(nodes: [Node, ...Node[]]): QuantizedGroup {
   const [first] = nodes;
   const { bits, group, columns } = readDequantize(first);
-  const [codes, scales, zeros] = [first.input(0), first.input(1), first.inputs[2]];
+  const [codes, scales, [zeros, codebook]] = [
+    first.input(0),
+    first.input(1),
+    first.inputs.slice(2),
+  ];
   const rows = codes.weight?.shape[0];
   assert(rows !== undefined, `${first.describe()}: codes are no constant`);
   assert(bits === 2 || bits === 3 || bits === 4 || bits === 8, `${first.describe()}: ${bits} bits`);
@@ -115,14 +124,17 @@ function groupOf(nodes: [Node, ...Node[]]): QuantizedGroup {
     name: first.name === '' ? codes.name : first.name,
     nodes,
     uses,
-    constants: { codes, scales, zeros },
+    constants: { codes, scales, zeros, codebook },
     rows,
     columns,
-    bits,
+    bits: codebook === undefined ? bits : 8,
     group,
     groups: groupCount({ columns, group }),
     symmetric: zeros === undefined,
-    format: integerFormat(bits, size, zeros === undefined).name,
+    format: (codebook === undefined
+      ? integerFormat(bits, size, zeros === undefined)
+      : codebookFormat(group)
+    ).name,
   };
 }
 
@@ -130,6 +142,12 @@ function bytesOf(value: Value): Uint8Array<ArrayBuffer> {
   const data = value.constant()?.data;
   assert(data instanceof Uint8Array, `"${value.name}" is no u8 constant`);
   return data as Uint8Array<ArrayBuffer>;
+}
+
+function levelsOf(value: Value): Int8Array<ArrayBuffer> {
+  const data = value.constant()?.data;
+  assert(data instanceof Int8Array, `"${value.name}" is no i8 constant`);
+  return data as Int8Array<ArrayBuffer>;
 }
 
 function halvesOf(value: Value): Uint16Array<ArrayBuffer> {

@@ -12,7 +12,7 @@ import { multiplyDims } from '../ir/dim.ts';
 import type { Node, Value } from '../ir/graph.ts';
 import { isDequantize, readDequantize } from '../ops/quantized.ts';
 import { dequantizeMatrix } from '../quant/matrix.ts';
-import { integerFormat } from '../quant/formats.ts';
+import { codebookFormat, integerFormat } from '../quant/formats.ts';
 import type { CodeBits } from '../quant/formats.ts';
 import type { CodePacking } from './pack-weights.ts';
 import {
@@ -20,6 +20,7 @@ import {
   fitsHalf,
   floatsOf,
   halvesOf,
+  packedCodebook,
   packedCodes,
   packedFloats,
   packedScales,
@@ -40,6 +41,7 @@ export type PackedMatrix =
       readonly codes: Address;
       readonly scales: Address;
       readonly zeros: Word;
+      readonly codebook: Word;
     }
   | {
       readonly kind: 'float';
@@ -150,24 +152,28 @@ export function packMatrix(
 }
 
 function packIntegers(lowering: Lowering, node: Node): PackedMatrix | undefined {
-  const [codes, scales, zeros] = node.inputs;
+  const [codes, scales, zeros, codebook] = node.inputs;
   const { bits, group, columns } = readDequantize(node);
   if (codes?.weight === undefined || scales?.weight === undefined) return undefined;
   const rows = codes.weight.shape[0] ?? 0;
-  const packing = codePacking(rows, columns, bits, group);
+  const packing = codePacking(rows, columns, bits, group, codebook?.weight?.shape[0]);
   if (typeof packing === 'string') {
     lowering.warnings.push(`"${codes.name}" is stored as f16: ${packing}.`);
     return undefined;
   }
   const size = group >= columns ? 'channel' : group;
-  const format = integerFormat(bits as CodeBits, size, zeros === undefined).name;
+  const format = (
+    codebook === undefined
+      ? integerFormat(bits as CodeBits, size, zeros === undefined)
+      : codebookFormat(group)
+  ).name;
   const part = (
     value: Value,
     make: (from: NonNullable<Value['weight']>) => NonNullable<Value['weight']>,
   ): Address => {
     const { weight } = value;
     if (weight === undefined) throw new Unsupported(`"${value.name}" is no constant`);
-    const key = `packed ${lowering.idOf(weight)} ${columns} ${bits} ${group}`;
+    const key = `packed ${lowering.idOf(weight)} ${rows} ${columns} ${bits} ${group}`;
     return addressOf(lowering.weight(key, value.name, () => ({ weight: make(weight), format })));
   };
   return {
@@ -178,6 +184,8 @@ function packIntegers(lowering: Lowering, node: Node): PackedMatrix | undefined 
     codes: part(codes, (weight) => packedCodes(weight, packing)),
     scales: part(scales, (weight) => packedScales(weight, packing)),
     zeros: zeros === undefined ? 0 : part(zeros, (weight) => packedZeros(weight, packing)),
+    codebook:
+      codebook === undefined ? 0 : part(codebook, (weight) => packedCodebook(weight, packing)),
   };
 }
 
@@ -207,7 +215,7 @@ function unpacked(
 /** The values of a Dequantize node, in the orientation of its output. */
 export function dequantized(node: Node): Float32Array {
   const { bits, group, columns, transposed } = readDequantize(node);
-  const [codes, scales, zeros] = node.inputs.map((input) => input?.constant());
+  const [codes, scales, zeros, codebook] = node.inputs.map((input) => input?.constant());
   if (codes === undefined || scales === undefined)
     throw new Unsupported(`${node.describe()} has codes that are no constants`);
   return dequantizeMatrix(
@@ -219,6 +227,7 @@ export function dequantized(node: Node): Float32Array {
       codes: codes.data as Uint8Array<ArrayBuffer>,
       scales: scales.data as Uint16Array<ArrayBuffer>,
       zeros: zeros?.data as Uint8Array<ArrayBuffer> | undefined,
+      codebook: codebook?.data as Int8Array<ArrayBuffer> | undefined,
     },
     transposed,
   );
@@ -258,7 +267,7 @@ function quantize(lowering: Lowering, x: Place, { block, format }: CodePacking):
   const k = lowering.fixed(columns, 'the size of a row');
   const { buffer, offset } = x.address;
   const key = `${lowering.segment} ${lowering.idOf(buffer)} ${offset} ${k} ${block}`;
-  const form = format === abi.W8 || format === abi.C4 ? 2 : 1;
+  const form = format === abi.W8 ? 2 : 1;
   const known = made.get(key);
   const formsAt = abi.QUANTIZE_FORMS - 2;
   if (known !== undefined) {
@@ -311,12 +320,12 @@ function emitProduct(
         W: matrix.codes,
         SCALES: matrix.scales,
         ZEROS: matrix.zeros,
-        CODEBOOK: 0,
+        CODEBOOK: matrix.codebook,
         ...words,
         W2: other?.codes ?? 0,
         SCALES2: other?.scales ?? 0,
         ZEROS2: other?.zeros ?? 0,
-        CODEBOOK2: 0,
+        CODEBOOK2: other?.codebook ?? 0,
         BIAS2: lowering.optional(secondBias),
       },
       { why: `${matrix.codes.buffer.format}: packed codes x int8 activations`, inPlace },
@@ -417,7 +426,7 @@ export function lowerEmbedding(
         W: matrix.codes,
         SCALES: integer?.scales ?? 0,
         ZEROS: integer?.zeros ?? 0,
-        CODEBOOK: 0,
+        CODEBOOK: integer?.codebook ?? 0,
       },
       { why: `${matrix.codes.buffer.format} table` },
     );

@@ -2,11 +2,13 @@
  * The internal op that carries quantized weights through the graph. `quantize-weights` puts it in
  * front of a weight's users, `lower/` turns it into what an engine reads; it never leaves the compiler.
  *
- *   fettle.Dequantize(codes u8 [N, rowBytes], scales f16 [N, groups], zeros? u8 [N, zeroBytes])
+ *   fettle.Dequantize(codes u8 [N, rowBytes], scales f16 [N, groups], zeros? u8 [N, zeroBytes],
+ *                     codebook? i8 [C, 16])
  *     -> f32 [N, columns], or [columns, N] when `transposed`
  *
  * Codes and zero points are packed as `quant/pack.ts` says. N are output channels, columns inputs;
- * groups run along the inputs. Tied weights share the constants of two such nodes.
+ * groups run along the inputs. With a codebook, codes of 4 bits are indices into the 16 levels of their
+ * run of N / C rows, and there are no zero points. Tied weights share the constants of two such nodes.
  */
 import type { DType, Tensor } from '../../runtime/tensor.ts';
 import { dtypeOfOnnx, dtypes } from '../../runtime/tensor.ts';
@@ -14,7 +16,7 @@ import type { Attributes } from '../ir/attribute.ts';
 import { int } from '../ir/attribute.ts';
 import type { Node } from '../ir/graph.ts';
 import type { CodeLayout } from '../quant/matrix.ts';
-import { dequantizeMatrix, groupCount } from '../quant/matrix.ts';
+import { CODEBOOK_LEVELS, dequantizeMatrix, groupCount } from '../quant/matrix.ts';
 import { packedRowBytes } from '../quant/pack.ts';
 import type { EvaluateContext, InferContext, OpDefinition } from './definition.ts';
 import { writeNumbers } from './numbers.ts';
@@ -70,7 +72,7 @@ export const quantizedOps: readonly OpDefinition[] = [
   {
     op: 'Dequantize',
     domain: internalDomain,
-    inputs: [2, 3],
+    inputs: [2, 4],
     outputs: [1, 1],
     infer(context) {
       const { columns, transposed, dtype } = readDequantize(context.node);
@@ -89,6 +91,8 @@ export const quantizedOps: readonly OpDefinition[] = [
           codes: bytes(context, codes),
           scales: halves(context, context.input(1)),
           zeros: context.inputs[2] === undefined ? undefined : bytes(context, context.inputs[2]),
+          codebook:
+            context.inputs[3] === undefined ? undefined : levels(context, context.inputs[3]),
         },
         transposed,
       );
@@ -111,16 +115,33 @@ function checkLayout(context: InferContext, rows: number | string): void {
   const groups = groupCount({ columns, group });
   const widths = [packedRowBytes(bits, columns), groups, packedRowBytes(bits, groups)];
   ['codes', 'scales', 'zeros'].forEach((name, index) => {
-    const { shape } = context.input(index);
+    const shape = context.node.inputs[index]?.shape;
     if (shape !== undefined && (shape[0] !== rows || shape[1] !== widths[index]))
       throw opError(context, `${name} must be [${rows}, ${widths[index]}], got [${shape}]`);
   });
+  const [, , zeros, codebook] = context.node.inputs;
+  if (codebook === undefined) return;
+  if (bits !== 4 || zeros !== undefined)
+    throw opError(context, 'a codebook wants codes of 4 bits and no zero points');
+  const [tables, entries] = codebook.shape ?? [1, CODEBOOK_LEVELS];
+  const splits = typeof rows !== 'number' || typeof tables !== 'number' || rows % tables === 0;
+  if (entries !== CODEBOOK_LEVELS || !splits)
+    throw opError(
+      context,
+      `codebook must be [C, 16] where C divides ${rows}, got [${codebook.shape}]`,
+    );
 }
 
 function bytes(context: EvaluateContext, tensor: Tensor): Uint8Array<ArrayBuffer> {
   if (!(tensor.data instanceof Uint8Array))
     throw opError(context, `codes are ${tensor.dtype}, not u8`);
   return tensor.data as Uint8Array<ArrayBuffer>;
+}
+
+function levels(context: EvaluateContext, tensor: Tensor): Int8Array<ArrayBuffer> {
+  if (!(tensor.data instanceof Int8Array))
+    throw opError(context, `the codebook is ${tensor.dtype}, not i8`);
+  return tensor.data as Int8Array<ArrayBuffer>;
 }
 
 function halves(context: EvaluateContext, tensor: Tensor): Uint16Array<ArrayBuffer> {

@@ -5,12 +5,13 @@ import type { Tensor } from '../../runtime/tensor.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import { dequantizeAttributes, internalDomain } from '../ops/quantized.ts';
 import type { QuantizedMatrix } from '../quant/matrix.ts';
+import { CODEBOOK_LEVELS } from '../quant/matrix.ts';
 import type { PassContext } from './pass.ts';
 import type { WeightSite } from './weight-sites.ts';
 
-/** Bytes of codes, scales and zero points. */
-export function bytesOfMatrix({ codes, scales, zeros }: QuantizedMatrix): number {
-  return codes.length + scales.byteLength + (zeros?.length ?? 0);
+/** Bytes of codes, scales, zero points and codebooks. */
+export function bytesOfMatrix({ codes, scales, zeros, codebook }: QuantizedMatrix): number {
+  return codes.length + scales.byteLength + (zeros?.length ?? 0) + (codebook?.length ?? 0);
 }
 
 /**
@@ -28,7 +29,9 @@ export function insertDequantize(
   const { rewriter } = context;
   const [{ node: firstNode, constant }] = sites;
   const { name } = constant;
-  const parts = partsOf(matrix).map(([part, value]) => rewriter.constant(`${name}.${part}`, value));
+  const parts = partsOf(matrix).map(
+    (part) => part && rewriter.constant(`${name}.${part[0]}`, part[1]),
+  );
   const made = new Map<string, Value>();
   rewriter.before(topLevel(model, firstNode));
   for (const { node, index, shape, readTransposed } of sites) {
@@ -59,14 +62,18 @@ export function insertDequantize(
 }
 
 /** The constants of a matrix in the order of Dequantize's inputs. */
-function partsOf(matrix: QuantizedMatrix): readonly (readonly [string, Tensor])[] {
-  const { rows, codes, scales, zeros } = matrix;
-  const parts: [string, Tensor][] = [
+function partsOf(matrix: QuantizedMatrix): readonly (readonly [string, Tensor] | undefined)[] {
+  const { rows, codes, scales, zeros, codebook } = matrix;
+  const parts: ([string, Tensor] | undefined)[] = [
     ['codes', { dtype: 'u8', shape: [rows, codes.length / rows], data: codes }],
     ['scales', { dtype: 'f16', shape: [rows, scales.length / rows], data: scales }],
   ];
   if (zeros !== undefined)
     parts.push(['zeros', { dtype: 'u8', shape: [rows, zeros.length / rows], data: zeros }]);
+  if (codebook !== undefined) {
+    const shape = [codebook.length / CODEBOOK_LEVELS, CODEBOOK_LEVELS];
+    parts.push(undefined, ['codebook', { dtype: 'i8', shape, data: codebook }]);
+  }
   return parts;
 }
 

@@ -14,9 +14,10 @@
  */
 import { FettleError, throwIfAborted } from '../../runtime/errors.ts';
 import type { Model, Value } from '../ir/graph.ts';
-import type { FloatFormat, IntegerFormat } from '../quant/formats.ts';
+import type { CodeFormat, WeightFormat } from '../quant/formats.ts';
 import { parseFormat } from '../quant/formats.ts';
 import type { QuantizedMatrix, QuantizeResult } from '../quant/matrix.ts';
+import { quantizeToCodebook } from '../quant/learned-codebook.ts';
 import { quantizeMatrix } from '../quant/matrix.ts';
 import { bytesOfMatrix, insertDequantize } from './insert-dequantize.ts';
 import type { Pass, PassContext } from './pass.ts';
@@ -29,7 +30,7 @@ import { eachUnit, isTable, MIN_UNIT_ELEMENTS, unitFormat, unitRows } from './we
 /** What one constant is stored as. */
 export interface Assignment {
   /** Its format; `f32` keeps it as it is. */
-  readonly format: IntegerFormat | FloatFormat;
+  readonly format: WeightFormat;
   /** Its codes, when they are already chosen; else they are rounded to nearest. */
   readonly matrix?: QuantizedMatrix;
   /** `‖W - Ŵ‖² / ‖W‖²` of `matrix`. */
@@ -108,12 +109,12 @@ export function quantizeWeights(options: QuantizeWeightsOptions = {}): Pass {
   };
 }
 
-type Wanted = IntegerFormat | FloatFormat | 'keep';
+type Wanted = WeightFormat | 'keep';
 
 /** A unit and what it is stored as. */
 interface Planned {
   readonly unit: WeightUnit;
-  readonly format: IntegerFormat;
+  readonly format: CodeFormat;
   readonly assigned: Assignment | undefined;
 }
 
@@ -131,7 +132,7 @@ function planOf(
     const assigned = settings.assignments.get(unit.name);
     const chosen = wanted(constant);
     if (chosen === 'keep') context.refuse('table', constant, 'tables are kept by option');
-    else if (chosen.kind === 'integer') {
+    else if (chosen.kind !== 'float') {
       if (assigned?.matrix !== undefined) {
         plans.push({ unit, format: chosen, assigned });
         continue;
@@ -161,13 +162,15 @@ function quantize(
   const { constant, sites, rows, columns } = unit;
   const { weight } = constant;
   if (weight === undefined) return undefined;
-  const given = givenMatrix(unit, assigned);
+  const onRows = (done: number): void => {
+    throwIfAborted(context.signal);
+    onElements(done * columns);
+  };
   const result =
-    given ??
-    quantizeMatrix(unitRows(unit), format, clip, (done) => {
-      throwIfAborted(context.signal);
-      onElements(done * columns);
-    });
+    givenMatrix(unit, assigned) ??
+    (format.kind === 'codebook'
+      ? quantizeToCodebook(unitRows(unit), format, { onRows })
+      : quantizeMatrix(unitRows(unit), format, clip, onRows));
   if ('refused' in result) {
     context.refuse('quantize', constant, result.refused);
     context.log.warn(`"${constant.name}" stays ${weight.dtype}: ${result.refused}.`);
@@ -201,10 +204,7 @@ function givenMatrix(unit: WeightUnit, assigned?: Assignment): QuantizeResult | 
   return { matrix, relativeError: assigned?.relativeError ?? 0 };
 }
 
-function tableFormat(
-  settings: Required<QuantizeWeightsOptions>,
-  format: IntegerFormat | FloatFormat,
-): Wanted {
+function tableFormat(settings: Required<QuantizeWeightsOptions>, format: WeightFormat): Wanted {
   if (settings.embeddings === 'same') return format;
   return settings.embeddings === 'keep' ? 'keep' : parseFormat(settings.embeddings);
 }

@@ -8,8 +8,8 @@
  */
 import type { Value, Model } from '../ir/graph.ts';
 import { elementCount } from '../../runtime/tensor.ts';
-import type { IntegerFormat } from '../quant/formats.ts';
-import { groupSizes, integerFormat } from '../quant/formats.ts';
+import type { CodeFormat } from '../quant/formats.ts';
+import { codebookFormat, groupSizes, integerFormat } from '../quant/formats.ts';
 import type { RowSource } from '../quant/matrix.ts';
 import { matrixRows, readableDtypes } from '../quant/rows.ts';
 import { isSinusoidal } from '../quant/sinusoids.ts';
@@ -100,7 +100,7 @@ export type ConvolutionChoice = 'all' | 'none' | 'auto';
 
 /** A format that fits a unit; `why` when it is another one than asked for. */
 export type UnitFormat =
-  | { readonly format: IntegerFormat; readonly why?: string }
+  | { readonly format: CodeFormat; readonly why?: string }
   | { readonly refused: string };
 
 /** Filters with fewer inputs than this are stored in 8 bits at least. */
@@ -114,12 +114,13 @@ const SMALL_FILTER = 32;
  */
 export function unitFormat(
   unit: Pick<WeightUnit, 'columns' | 'sites'>,
-  format: IntegerFormat,
+  format: CodeFormat,
   convolutions: ConvolutionChoice,
 ): UnitFormat {
   const { columns } = unit;
   const isConvolution = unit.sites[0].kind === 'convolution';
-  const { bits, group, symmetric } = format;
+  const { bits, group } = format;
+  const symmetric = format.kind === 'codebook' || format.symmetric;
   if (isConvolution && convolutions === 'none')
     return { refused: 'convolutions are kept by option' };
   // few inputs, as in a depthwise convolution: every weight counts, and a scale costs more than it saves
@@ -131,9 +132,11 @@ export function unitFormat(
   if (group === 'channel' || columns % group === 0) return { format };
   const smaller = groupSizes.findLast((size) => size < group && columns % size === 0);
   const fallback =
-    smaller !== undefined
-      ? integerFormat(bits, smaller, symmetric)
-      : integerFormat(columns <= 2 * group ? bits : 8, 'channel', symmetric);
+    smaller === undefined
+      ? integerFormat(columns <= 2 * group ? bits : 8, 'channel', symmetric)
+      : format.kind === 'codebook'
+        ? codebookFormat(smaller)
+        : integerFormat(bits, smaller, symmetric);
   return { format: fallback, why: `${columns} inputs are no multiple of ${group}` };
 }
 

@@ -3,7 +3,8 @@
  *
  * A name reads bits, group and symmetry: `w4g32` is 4-bit codes with one f16 scale per 32 inputs and
  * the zero point in the middle of the codes (8), `w4g32a` adds a zero point per group (asymmetric),
- * `w8` has one scale per output channel. `fettle formats` prints this table.
+ * `w8` has one scale per output channel; `c4g32` is 4-bit indices into 16 learned levels with one scale
+ * per 32 inputs. `fettle formats` prints this table.
  */
 import type { EngineId } from '../../targets/target.ts';
 import { FettleError, nearest } from '../../runtime/errors.ts';
@@ -49,13 +50,27 @@ export interface FloatFormat extends FormatRow {
   readonly dtype: 'f32' | 'f16';
 }
 
-/** A format that is planned: codebooks for weights, integers for the KV cache. */
-export interface ReservedFormat extends FormatRow {
-  readonly kind: 'codebook' | 'kv';
+/** Indices into a list of 16 int8 levels that is learned from the weights, with a scale per group. */
+export interface CodebookFormat extends FormatRow {
+  readonly kind: 'codebook';
+  readonly bits: 4;
+  /** Inputs that share a scale. */
+  readonly group: number;
 }
 
+/** A format that is planned: integers for the KV cache. */
+export interface ReservedFormat extends FormatRow {
+  readonly kind: 'kv';
+}
+
+/** A format of codes with a scale per group. */
+export type CodeFormat = IntegerFormat | CodebookFormat;
+
+/** A format that weights can be stored in. */
+export type WeightFormat = CodeFormat | FloatFormat;
+
 /** One row of the table of number formats. */
-export type NumberFormat = IntegerFormat | FloatFormat | ReservedFormat;
+export type NumberFormat = WeightFormat | ReservedFormat;
 
 /** Group sizes that integer weight formats come in, smallest first. */
 export const groupSizes: readonly number[] = [16, 32, 64, 128];
@@ -73,7 +88,7 @@ export const numberFormats: readonly NumberFormat[] = [
       integer(bits, group, false),
     ]),
   ),
-  reserved('codebook', 'c4g32', 4, '4-bit indices into a 16-entry int8 codebook, groups of 32'),
+  ...groupSizes.map(codebookRow),
   reserved('kv', 'kv8', 8, '8-bit keys and values in the cache'),
   reserved('kv', 'kv4', 4, '4-bit keys and values in the cache'),
 ];
@@ -89,7 +104,7 @@ const byName = new Map(numberFormats.map((format) => [format.name, format]));
  * @example
  * parseFormat('w4g32a').bits; // 4
  */
-export function parseFormat(name: string): IntegerFormat | FloatFormat {
+export function parseFormat(name: string): WeightFormat {
   const plain = name
     .trim()
     .toLowerCase()
@@ -103,10 +118,10 @@ export function parseFormat(name: string): IntegerFormat | FloatFormat {
         guess === undefined ? 'List the formats with: fettle formats' : `Did you mean "${guess}"?`,
     });
   }
-  if (format.kind !== 'integer' && format.kind !== 'float')
+  if (format.kind === 'kv')
     throw new FettleError('USAGE', `Number format "${name}" is not supported yet.`, {
       at: { format: name },
-      fix: format.kind === 'kv' ? 'Leave the KV cache as it is.' : 'Use w4g32 or w4g32a.',
+      fix: 'Leave the KV cache as it is.',
     });
   return format;
 }
@@ -130,15 +145,23 @@ export function integerFormat(bits: CodeBits, group: GroupSize, symmetric: boole
   return listed?.kind === 'integer' ? listed : integer(bits, group, symmetric);
 }
 
+/** The codebook format with groups of this size, in the table or beside it. */
+export function codebookFormat(group: number): CodebookFormat {
+  const listed = byName.get(`c4g${group}`);
+  return listed?.kind === 'codebook' ? listed : codebookRow(group);
+}
+
 /**
- * Bits one weight takes, scales and zero points included, padding at the end of rows not.
+ * Bits one weight takes, scales and zero points included; padding at the end of rows and the 16 bytes
+ * of a codebook not.
  *
  * @param format - any row
  * @param columns - inputs per output channel; needed for what is stored once per channel
  */
 export function bitsPerWeight(format: NumberFormat, columns: number): number {
-  if (format.kind !== 'integer') return format.bits;
+  if (format.kind === 'float' || format.kind === 'kv') return format.bits;
   const group = format.group === 'channel' ? columns : format.group;
+  if (format.kind === 'codebook') return format.bits + 16 / group;
   return format.bits + (16 + (format.symmetric ? 0 : format.bits)) / group;
 }
 
@@ -159,6 +182,20 @@ function integer(bits: CodeBits, group: GroupSize, symmetric: boolean): IntegerF
     // Half a step. Asymmetric: the range spans both signs, and rounding the zero point moves the
     // grid by up to another half step.
     errorBound: (symmetric ? 0.5 : 2) / steps + scaleRounding,
+  };
+}
+
+function codebookRow(group: number): CodebookFormat {
+  return {
+    kind: 'codebook',
+    name: `c4g${group}`,
+    bits: 4,
+    group,
+    engines: ['wasm', 'ort'],
+    supported: true,
+    summary: `4-bit indices into 16 levels learned per tensor, one scale per ${group} inputs`,
+    // levels go where the weights are: what is rare may be far from all of them
+    errorBound: undefined,
   };
 }
 

@@ -38,7 +38,15 @@ export interface QuantizedMatrix extends CodeLayout {
   readonly scales: Uint16Array<ArrayBuffer>;
   /** Packed like codes, [rows, packedRowBytes(bits, groups)]; undefined: `2^(bits-1)` everywhere. */
   readonly zeros: Uint8Array<ArrayBuffer> | undefined;
+  /**
+   * What the codes of 4 bits stand for, -64..63: [C, 16] levels, the rows split evenly over C contiguous
+   * groups. Absent: codes are integers. There are no zero points beside it.
+   */
+  readonly codebook?: Int8Array<ArrayBuffer> | undefined;
 }
+
+/** Levels of a codebook. */
+export const CODEBOOK_LEVELS = 16;
 
 /** A quantized matrix with what rounding cost, or the reason why there is none. */
 export type QuantizeResult =
@@ -51,6 +59,11 @@ export type QuantizeResult =
 
 /** Values in a block of rows that are read together: 1 MiB of f32. */
 const blockValues = 1 << 18;
+
+/** Rows of a block that are read together. */
+export function blockRows(columns: number): number {
+  return Math.max(1, Math.floor(blockValues / Math.max(1, columns)));
+}
 
 /** Scales per row. */
 export function groupCount(layout: Pick<CodeLayout, 'columns' | 'group'>): number {
@@ -83,7 +96,7 @@ export function quantizeMatrix(
   const rounder = new AffineRounder({ bits, symmetric, clip });
   const rowCodes = new Uint8Array(columns);
   const rowZeros = new Uint8Array(groups);
-  const step = Math.max(1, Math.floor(blockValues / Math.max(1, columns)));
+  const step = blockRows(columns);
   for (let first = 0; first < rows; first += step) {
     const count = Math.min(step, rows - first);
     const block = source.read(first, count);
@@ -129,18 +142,58 @@ export function dequantizeMatrix(
   const rowCodes = new Uint8Array(columns);
   const rowZeros = new Uint8Array(groups).fill(1 << (bits - 1));
   const across = transposed ? rows : 1;
+  const levels = levelsByRow(matrix);
   for (let row = 0; row < rows; row++) {
     unpackRow(codes, bits, columns, rowCodes, row * rowBytes);
+    const level = levels?.(row);
     if (zeros !== undefined) unpackRow(zeros, bits, groups, rowZeros, row * zeroBytes);
     let at = transposed ? row : row * columns;
     for (let g = 0, column = 0; g < groups; g++) {
       const scale = scales[row * groups + g] ?? 0;
       const zero = rowZeros[g] ?? 0;
-      for (const end = Math.min(columns, column + group); column < end; column++, at += across)
-        values[at] = ((rowCodes[column] ?? 0) - zero) * scale;
+      for (const end = Math.min(columns, column + group); column < end; column++, at += across) {
+        const code = rowCodes[column] ?? 0;
+        values[at] = (level === undefined ? code - zero : (level[code] ?? 0)) * scale;
+      }
     }
   }
   return values;
+}
+
+/**
+ * The 16 levels of a row.
+ *
+ * @returns undefined for a matrix of integers
+ */
+export function levelsByRow(
+  matrix: Pick<QuantizedMatrix, 'rows' | 'codebook'>,
+): ((row: number) => Int8Array) | undefined {
+  const { rows, codebook } = matrix;
+  if (codebook === undefined) return undefined;
+  const rowsEach = rows / (codebook.length / CODEBOOK_LEVELS);
+  return (row) => {
+    const first = Math.floor(row / rowsEach) * CODEBOOK_LEVELS;
+    return codebook.subarray(first, first + CODEBOOK_LEVELS);
+  };
+}
+
+/**
+ * A matrix with a codebook as one of integers in 8 bits, for engines that know no codebooks: the same
+ * values in twice the bytes. Codes are level + 128.
+ */
+export function withoutCodebook(matrix: QuantizedMatrix): QuantizedMatrix {
+  const { rows, columns, bits, group, scales } = matrix;
+  const levels = levelsByRow(matrix);
+  if (levels === undefined) return matrix;
+  const rowBytes = packedRowBytes(bits, columns);
+  const codes = new Uint8Array(rows * columns);
+  for (let row = 0; row < rows; row++) {
+    const wide = codes.subarray(row * columns, (row + 1) * columns);
+    unpackRow(matrix.codes, bits, columns, wide, row * rowBytes);
+    const level = levels(row);
+    for (let i = 0; i < columns; i++) wide[i] = (level[wide[i] ?? 0] ?? 0) + 128;
+  }
+  return { rows, columns, bits: 8, group, codes, scales, zeros: undefined };
 }
 
 function checkSizes(matrix: QuantizedMatrix): void {
@@ -154,9 +207,13 @@ function checkSizes(matrix: QuantizedMatrix): void {
   const zeroBytes = rows * packedRowBytes(bits, groups);
   if (matrix.zeros !== undefined && matrix.zeros.length !== zeroBytes)
     throw outOfRange('zeros', `${zeroBytes} bytes`, matrix.zeros.length);
+  const entries = matrix.codebook?.length ?? CODEBOOK_LEVELS;
+  if (entries === 0 || entries % CODEBOOK_LEVELS !== 0 || (rows * CODEBOOK_LEVELS) % entries !== 0)
+    throw outOfRange('codebook', `a multiple of 16 whose tables split ${rows} rows`, entries);
 }
 
-function whyUnfit(values: Float32Array, row: number): string {
+/** Why a row has no codes. */
+export function whyUnfit(values: Float32Array, row: number): string {
   const column = values.findIndex((value) => !Number.isFinite(value));
   if (column < 0) return `row ${row} needs a scale beyond the largest f16 (65504)`;
   return `row ${row}, column ${column} is ${values[column]}; such values have no integer code`;

@@ -5,6 +5,7 @@ import type { CodePacking } from '../../compiler/lower/pack-weights.ts';
 import {
   codePacking,
   groupsOf,
+  packedCodebook,
   packedCodes,
   packedFloats,
   packedScales,
@@ -123,6 +124,20 @@ test('floats lie in tiles of 16 rows, from either orientation', () => {
               want(n, k),
             );
     }
+});
+
+test('a codebook is repeated for each tile of its rows, 64 added', () => {
+  const levels = Int8Array.from({ length: 32 }, (_, i) => (i < 16 ? 8 * i - 64 : 63 - i));
+  const weight = Weight.of({ dtype: 'i8', shape: [2, 16], data: levels });
+  const packing = codePacking(96, 32, 4, 32, 2);
+  assert.ok(typeof packing === 'object');
+  assert.equal(packing.format, abi.C4);
+  const bytes = packedCodebook(weight, packing).bytes();
+  assert.equal(bytes.length, 6 * 16);
+  for (let tile = 0; tile < 6; tile++)
+    for (let code = 0; code < 16; code++)
+      assert.equal(bytes[tile * 16 + code], (levels[(tile < 3 ? 0 : 16) + code] ?? 0) + 64);
+  assert.match(String(codePacking(48, 32, 4, 32, 2)), /no whole tiles/);
 });
 
 test('groups that no block divides have no layout', () => {

@@ -165,6 +165,7 @@ const formats = [
   'w4a',
   'w3g32a',
   'w2g16',
+  'c4g32',
 ];
 
 const kinds: Readonly<Record<string, Case>> = {
@@ -249,6 +250,12 @@ test('three and two bits are stored in four, and said to be', async () => {
   assert.match(result.warnings.join(), /1 weights in 2 bits are stored in 4/);
 });
 
+test('codebooks are written out in 8 bits, and said to be', async () => {
+  const { model, result } = await lowered(linear(24, 64), 21, { format: 'c4g32' }, ortWasm);
+  assert.equal(constant(model, 'w.packed')?.dtype, 'i8');
+  assert.match(result.warnings.join(), /1 weights with codebooks are stored in 8 bits/);
+});
+
 const fitting: Readonly<Record<string, Case>> = {
   linear: linear(32, 256),
   gemm: gemm(48, 128, 0),
@@ -259,7 +266,7 @@ const fitting: Readonly<Record<string, Case>> = {
 
 for (const [kind, model] of Object.entries(fitting))
   test(`ort-webgpu's form of a ${kind} computes the same on the CPU provider`, async () => {
-    for (const format of ['w4g32', 'w8g32', 'w3g32', 'w2g32']) {
+    for (const format of ['w4g32', 'w8g32', 'w3g32', 'w2g32', 'c4g32']) {
       const result = await lowered(model, 17, { format }, ortWebgpu);
       assert.deepEqual(result.result.refusals, []);
       assert.ok(!ops(result.model).includes('DequantizeLinear'), `${ops(result.model)}`);

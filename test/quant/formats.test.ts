@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import {
   bitsPerWeight,
+  codebookFormat,
   formatName,
   integerFormat,
   isFormatName,
@@ -27,10 +28,14 @@ test('a name says bits, group and symmetry', () => {
   assert.equal(formatName(3, 'channel', false), 'w3a');
   assert.equal(integerFormat(4, 32, false), w4g32a);
   assert.equal(integerFormat(4, 9, true).name, 'w4g9');
+  const c4g64 = parseFormat('c4g64');
+  assert.ok(c4g64.kind === 'codebook');
+  assert.deepEqual([c4g64.bits, c4g64.group], [4, 64]);
+  assert.equal(codebookFormat(64), c4g64);
 });
 
 test('names that are reserved or unknown are a FettleError with a fix', () => {
-  for (const name of ['c4g32', 'kv8', 'kv4']) {
+  for (const name of ['kv8', 'kv4']) {
     assert.ok(isFormatName(name));
     assert.throws(
       () => parseFormat(name),
@@ -56,5 +61,6 @@ test('bits per weight count scales and zero points, as ALGORITHMS 0.4 states', (
   assert.equal(bits('w4g32a') - bits('w4g32'), 0.125);
   assert.equal(bits('w4g128a') - bits('w4g128'), 0.03125);
   assert.equal(bits('w8', 64), 8.25);
+  assert.equal(bits('c4g32'), 4.5);
   assert.equal(bits('f16'), 16);
 });

@@ -60,6 +60,7 @@ test('a linear layer keeps its result within the error of its format', async () 
     ['w8', 0.01],
     ['w4g32', 0.13],
     ['w4g16a', 0.1],
+    ['c4g32', 0.1],
     ['w3g32a', 0.25],
     ['w2g16a', 0.5],
   ] as const) {

@@ -7,6 +7,7 @@ import { float, int, string } from '../../compiler/ir/attribute.ts';
 import type { Model, Value } from '../../compiler/ir/graph.ts';
 import { dequantizeAttributes } from '../../compiler/ops/quantized.ts';
 import { parseFormat } from '../../compiler/quant/formats.ts';
+import { quantizeToCodebook } from '../../compiler/quant/learned-codebook.ts';
 import { quantizeMatrix } from '../../compiler/quant/matrix.ts';
 import type { DecoderSpec } from '../../runtime/manifest.ts';
 import { ModelBuilder } from './model-builder.ts';
@@ -63,18 +64,20 @@ export function fusedDecoder(options: FusedDecoderOptions = {}): {
     const values = normalValues(rows * columns, seed++).map((x) => x / Math.sqrt(columns));
     const chosen = parseFormat(format);
     if (chosen.kind === 'float') return b.floats(name, [rows, columns], values);
-    const result = quantizeMatrix(
-      {
-        rows,
-        columns,
-        read: (start, count) => values.subarray(start * columns, (start + count) * columns),
-      },
-      chosen,
-      false,
-    );
+    const source = {
+      rows,
+      columns,
+      read: (start: number, count: number) =>
+        values.subarray(start * columns, (start + count) * columns),
+    };
+    // two codebooks where whole tiles of rows have one each
+    const result =
+      chosen.kind === 'codebook'
+        ? quantizeToCodebook(source, chosen, { codebooks: rows % 32 === 0 ? 2 : 1 })
+        : quantizeMatrix(source, chosen, false);
     if ('refused' in result) throw new Error(result.refused);
-    const { codes, scales, zeros, bits, group } = result.matrix;
-    const parts = [
+    const { codes, scales, zeros, codebook, bits, group } = result.matrix;
+    const parts: (Value | undefined)[] = [
       b.constant(`${name}.codes`, { dtype: 'u8', shape: [rows, codes.length / rows], data: codes }),
       b.constant(`${name}.scales`, {
         dtype: 'f16',
@@ -90,6 +93,10 @@ export function fusedDecoder(options: FusedDecoderOptions = {}): {
           data: zeros,
         }),
       );
+    if (codebook !== undefined) {
+      const shape = [codebook.length / 16, 16];
+      parts.push(undefined, b.constant(`${name}.codebook`, { dtype: 'i8', shape, data: codebook }));
+    }
     const attributes = dequantizeAttributes({
       bits,
       group,

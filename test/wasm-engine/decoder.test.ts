@@ -67,7 +67,7 @@ for (const [name, options, most] of cases)
 const greedy = async (session: Session): Promise<readonly number[]> =>
   (await session.generate(ids.slice(0, 9), { maxTokens: 32, ignoreEnd: true }).result()).tokens;
 
-for (const format of ['f32', 'w8g32', 'w4g32', 'w4g32a', 'w4g16', 'w3g32', 'w2g16', 'w4'])
+for (const format of ['f32', 'w8g32', 'w4g32', 'w4g32a', 'w4g16', 'w3g32', 'w2g16', 'w4', 'c4g32'])
   test(`${format}: the same tokens and logits with and without relaxed SIMD, on 1, 2 and 3 threads`, async () => {
     const { model, decoder } = fusedDecoder({ format });
     const bundle = await planBundle(model, decoder, { chunk: 8, threads: 3 });
@@ -89,11 +89,58 @@ for (const format of ['f32', 'w8g32', 'w4g32', 'w4g32a', 'w4g16', 'w3g32', 'w2g1
     if (format !== 'f32') for (const other of others) assert.deepEqual(other.logits, first?.logits);
   });
 
-for (const format of ['w8g32', 'w8', 'w4g32', 'w4g32a', 'w4g16', 'w3g32', 'w3g16', 'w2g16', 'w4'])
+for (const format of [
+  'w8g32',
+  'w8',
+  'w4g32',
+  'w4g32a',
+  'w4g16',
+  'w3g32',
+  'w3g16',
+  'w2g16',
+  'w4',
+  'c4g32',
+  'c4g16',
+])
   test(`${format}: logits are those of the reference with activations rounded alike`, async () => {
     const { model, decoder } = fusedDecoder({ format });
     for (const variant of variants) await checkRounded(model, decoder, ids, 1e-5, variant);
   });
+
+for (const options of [{}, { packed: true }, { headNorms: true }, { window: 5 }])
+  test(`a cache in f16 takes half the memory: ${JSON.stringify(options)}`, async () => {
+    const { model, decoder } = fusedDecoder(options);
+    const whole = await planBundle(model, decoder);
+    const half = await planBundle(model, decoder, { kv: 'f16' });
+    assert.equal(half.plan.memory.state * 2, whole.plan.memory.state);
+    assert.equal(half.plan.layout.state.bytes * 2, whole.plan.layout.state.bytes);
+    const [a, b] = [await whole.open(), await half.open()];
+    const want = (await a.logits(ids)).data as Float32Array;
+    const got = (await b.logits(ids)).data as Float32Array;
+    // 11 bits of each key and value: 2^-12 of a value at most, less where errors cancel
+    const distance = rangeDistance(got, want);
+    assert.ok(distance <= 2 ** -11, `${distance}`);
+    assert.ok(distance > 0, 'the cache is not in f16');
+    assert.deepEqual(await greedy(b), await greedy(a));
+    // chunks read from the cache what one call reads from it too
+    const parts = await (await planBundle(model, decoder, { kv: 'f16', chunk: 7 })).open();
+    const split = (await parts.logits(ids)).data as Float32Array;
+    assert.ok(rangeDistance(split, got) <= 1e-5);
+    for (const session of [a, b, parts]) await session.dispose();
+  });
+
+test('a cache in f16: the same tokens with and without relaxed SIMD, on 1 and 2 threads', async () => {
+  const { model, decoder } = fusedDecoder({ format: 'w4g32' });
+  const bundle = await planBundle(model, decoder, { kv: 'f16', threads: 2 });
+  const results = [];
+  for (const plainSimd of [false, true])
+    for (const threads of [1, 2]) {
+      const session = await bundle.open({ wasm: { startWorker, threads, plainSimd } });
+      results.push({ tokens: await greedy(session), logits: (await session.logits(ids)).data });
+      await session.dispose();
+    }
+  for (const other of results) assert.deepEqual(other, results[0]);
+});
 
 test('a long prompt is aborted between its parts, and the sequence goes on from there', async () => {
   const { model, decoder } = fusedDecoder({ context: 4096 });
