@@ -1,6 +1,6 @@
 /**
  * Builds the kernels: runtime/wasm/kernels/*.ts (AssemblyScript) -> runtime/wasm/generated/*.ts, one module
- * a variant, each the binary as base64 of its deflated bytes. They are committed, so that neither
+ * a variant, each the binary as base64 of its deflated bytes; likewise compiler/algebra/kernels/. They are committed, so that neither
  * `npm ci` nor a bundler needs a build or a way to ship .wasm files; test/wasm-kernels/build.test.ts
  * holds them equal to a fresh build.
  *
@@ -19,6 +19,8 @@ export interface KernelBuild {
   readonly entry: string;
   readonly relaxed: boolean;
   readonly threads: boolean;
+  /** What holds kernels/ and generated/, from the project's folder. Default: runtime/wasm. */
+  readonly folder?: string;
 }
 
 /** Every binary. */
@@ -32,7 +34,18 @@ export const kernelBuilds: readonly KernelBuild[] = [
   { name: 'limits-relaxed', entry: 'limits.ts', relaxed: true, threads: false },
 ];
 
-const folder = join(import.meta.dirname, 'kernels');
+/** The linear algebra of the compiler; no part of any runtime. */
+export const algebraBuild: KernelBuild = {
+  name: 'algebra',
+  entry: 'algebra.ts',
+  relaxed: false,
+  threads: false,
+  folder: 'compiler/algebra',
+};
+
+function folderOf(build: KernelBuild, part: string): string {
+  return join(import.meta.dirname, '../..', build.folder ?? 'runtime/wasm', part);
+}
 
 /** 64 KiB pages that a 32-bit memory can have. */
 const maximumPages = 65536;
@@ -65,7 +78,7 @@ export async function buildKernels(build: KernelBuild): Promise<Uint8Array> {
     },
   };
   const { error } = await asc.main(
-    [build.entry, '--baseDir', folder, '-o', 'kernels.wasm', ...options],
+    [build.entry, '--baseDir', folderOf(build, 'kernels'), '-o', 'kernels.wasm', ...options],
     {
       stdout: sink,
       stderr: sink,
@@ -104,11 +117,11 @@ export function moduleText(build: KernelBuild, binary: Uint8Array): string {
 
 if (argv[1] !== undefined && import.meta.url === pathToFileURL(argv[1]).href) {
   const wanted = argv.slice(2);
-  for (const build of kernelBuilds) {
+  for (const build of [...kernelBuilds, algebraBuild]) {
     if (wanted.length > 0 && !wanted.includes(build.name)) continue;
     const binary = await buildKernels(build);
     writeFileSync(
-      join(import.meta.dirname, 'generated', `${build.name}.ts`),
+      join(folderOf(build, 'generated'), `${build.name}.ts`),
       moduleText(build, binary),
     );
   }

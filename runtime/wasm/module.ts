@@ -52,6 +52,19 @@ export async function kernelBytes(name: BinaryName): Promise<Uint8Array<ArrayBuf
   const load = loaders[name];
   if (load === undefined) throw new RangeError(`There is no kernel binary "${name}".`);
   const { deflated } = await load();
+  return unpackBinary(deflated, name);
+}
+
+/**
+ * The bytes of a generated module: base64 of deflated bytes.
+ *
+ * @param name - what an error says could not be unpacked
+ * @throws {@link FettleError} ENGINE_UNAVAILABLE when the host cannot inflate
+ */
+export async function unpackBinary(
+  deflated: string,
+  name: string,
+): Promise<Uint8Array<ArrayBuffer>> {
   const packed = Uint8Array.from(atob(deflated), (character) => character.charCodeAt(0));
   try {
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('deflate-raw'));

@@ -1,0 +1,6 @@
+/** Entry of the linear algebra module. No relaxed SIMD: the same bits on every engine. */
+export { product, productScratchBytes } from './product.ts';
+export { cholesky, invertLower } from './factor.ts';
+export { hadamard } from './hadamard.ts';
+export { codesOut, panelsIn, panelsOut } from './panel.ts';
+export { chooseScales, quadraticLoss, roundGrouped, roundOrdered, sweepGroups } from './round.ts';
