@@ -10,11 +10,13 @@
  */
 import { assert } from '../../runtime/errors.ts';
 import type { DecoderSpec, StateSpec } from '../../runtime/manifest.ts';
-import { zeros } from '../../runtime/tensor.ts';
+import { elementCount, zeros } from '../../runtime/tensor.ts';
 import { cloneModel } from '../ir/clone.ts';
+import { isStatic } from '../ir/dim.ts';
 import type { Model, Value } from '../ir/graph.ts';
 import { inferModel, inferNode } from '../ir/infer.ts';
 import { Rewriter } from '../ir/rewriter.ts';
+import { writeNumbers } from '../ops/numbers.ts';
 import { attentionInputs, isFusedAttention } from '../ops/fused-attention.ts';
 import { eliminateDead } from '../passes/eliminate-dead.ts';
 import { specializeShapes } from '../passes/specialize-shapes.ts';
@@ -43,10 +45,24 @@ export async function fixedModel(
   const rewriter = new Rewriter(copy, inferNode);
   for (const state of states) dropState(rewriter, state);
   inferModel(copy, { contradictions: 'warn' });
+  foldSizes(rewriter);
   await runPasses(copy, [eliminateDead()], {});
   for (const input of copy.graph.inputs.filter(({ useCount }) => useCount === 0))
     rewriter.removeInput(input);
   return copy;
+}
+
+/** With fixed shapes, arithmetic about shapes is constant. */
+function foldSizes(rewriter: Rewriter): void {
+  for (const node of rewriter.model.graph.nodes())
+    for (const value of node.outputs) {
+      if (value === undefined || value.isOutput || value.useCount === 0) continue;
+      const { dtype, shape, elements } = value;
+      if (dtype === undefined || !isStatic(shape) || elements === undefined) continue;
+      if (!isStatic(elements) || elements.length !== elementCount(shape)) continue;
+      const contents = writeNumbers(dtype, shape, elements);
+      rewriter.replaceUses(value, rewriter.constant(`${value.name}_known`, contents));
+    }
 }
 
 /** A cache of no tokens, one sequence. */
