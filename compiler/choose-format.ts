@@ -38,6 +38,19 @@ export function checkTargetFormat(target: Target, recipe: Recipe): void {
     }
 }
 
+/**
+ * Checks that a target keeps the KV cache in the format a recipe asks for.
+ *
+ * @throws {@link FettleError} USAGE when it does not
+ */
+export function checkTargetKv({ id, kvFormats = [] }: Target, { kv }: Recipe): void {
+  if (kv === 'source' || kvFormats.includes(kv)) return;
+  throw new FettleError('USAGE', `Target "${id}" does not keep the KV cache in ${kv}.`, {
+    at: { option: 'kv', target: id },
+    fix: kvFormats.length === 0 ? 'Leave it out.' : `Use one of ${kvFormats.join(', ')}.`,
+  });
+}
+
 /** The formats to try for a target, best first. */
 export function candidateFormats(target: Target): readonly Candidate[] {
   // onnxruntime stores fewer bits in 4: quality would be lost and no byte gained
@@ -99,7 +112,9 @@ function isUniform(name: string): boolean {
 function runs(target: Target, format: NumberFormat): boolean {
   if (!format.supported) return false;
   if (format.kind === 'float') return target.weightFormats.includes(format.dtype);
-  if (format.kind !== 'integer') return false;
+  if (format.kind === 'kv') return false;
+  if (format.kind === 'codebook')
+    return target.weightFormats.includes('c4') && target.groupSizes.includes(format.group);
   const grouped = format.group === 'channel' || target.groupSizes.includes(format.group);
   return grouped && target.weightFormats.includes(`w${format.bits}`);
 }

@@ -9,7 +9,7 @@ import { FettleError, throwIfAborted } from '../runtime/errors.ts';
 import type { Target } from '../targets/target.ts';
 import type { BuiltBundle } from './build-bundle.ts';
 import { buildBundle } from './build-bundle.ts';
-import { checkTargetFormat } from './choose-format.ts';
+import { checkTargetFormat, checkTargetKv } from './choose-format.ts';
 import type { CompileOptions, CompileResult, Quality, RefusedTarget } from './compile-options.ts';
 import { relativeLoss } from './compile-options.ts';
 import type { Output } from './emit/output.ts';
@@ -106,7 +106,10 @@ function resolveTargets(options: CompileOptions, recipe: Recipe): readonly Targe
       twice === undefined ? 'No target is given.' : `Target "${twice}" is given twice.`,
       { at: { option: 'target' }, fix: 'Name each target once, for example ort-wasm.' },
     );
-  for (const target of targets) checkTargetFormat(target, recipe);
+  for (const target of targets) {
+    checkTargetFormat(target, recipe);
+    checkTargetKv(target, recipe);
+  }
   if (recipe.maxLoss !== undefined && options.measure === undefined)
     throw new FettleError('USAGE', 'A loss budget needs data to measure the loss on.', {
       at: { option: 'maxLoss' },

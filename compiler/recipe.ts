@@ -37,8 +37,8 @@ export interface Recipe {
   readonly maxLoss?: number;
   /** Blocks to drop. Only 0 until dropping layers is supported. */
   readonly dropLayers: number;
-  /** Format of the KV cache. Only `source` until KV compression is supported. */
-  readonly kv: 'source';
+  /** Format of the KV cache: `source` is the model's own; `f16` takes half the bytes of `f32`. */
+  readonly kv: 'source' | 'f32' | 'f16';
   /** Whether fusion rules run. */
   readonly fusion: boolean;
   /** Whether the bundle carries inputs and outputs for `session.check()`. */
@@ -93,7 +93,7 @@ const readers: Readonly<Record<keyof Recipe, Reader>> = {
   maxMemory: parseSize,
   maxLoss: parseFraction,
   dropLayers: notYet('dropLayers', 0),
-  kv: notYet('kv', 'source'),
+  kv: readKv,
   fusion: readBoolean,
   canaries: readBoolean,
   seed: wholeNumber(0),
@@ -171,6 +171,12 @@ function readWeights(value: unknown, option: string): string {
   // whether the target runs the format is for `compile()` to say
   if (typeof value === 'string') return parseFormat(value).name;
   throw unacceptable(option, 'a weight format such as w4g32, w8g32, f16 or f32', value);
+}
+
+function readKv(value: unknown, option: string): Recipe['kv'] {
+  if (value === 'source' || value === 'f32' || value === 'f16') return value;
+  if (value === 'kv8' || value === 'kv4') throw notSupported(option, value, 'f16 or f32');
+  throw unacceptable(option, 'source, f32 or f16', value);
 }
 
 function readEmbeddings(value: unknown, option: string): string {

@@ -53,6 +53,8 @@ export interface Target {
   };
   /** Weight formats it runs, best first, without group: 'w4', 'w8', 'f16', 'f32'. */
   readonly weightFormats: readonly string[];
+  /** Formats of the KV cache that can be asked for; absent: the model's own only. */
+  readonly kvFormats?: readonly string[];
   /** Group sizes of quantized weights it runs. */
   readonly groupSizes: readonly number[];
   /** Threads that working memory is planned for; only for engine `wasm`. Default 1. */

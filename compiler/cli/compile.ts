@@ -78,7 +78,7 @@ export const compile: Command = command({
       })
       .option('kv', {
         type: 'string',
-        describe: 'number format of the KV cache (not supported yet)',
+        describe: 'number format of the KV cache: f32 or f16 (half the memory)',
       })
       .option('calibrate', {
         type: 'string',

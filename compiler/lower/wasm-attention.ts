@@ -39,14 +39,15 @@ export function lowerAttention(lowering: Lowering, node: Node): void {
   const rows = headRows(lowering, attributes, q, input('k'), input('v'));
   turnHeads(lowering, node, attributes, rows, batch);
   const past = input('pastKey');
-  const cached = past === undefined ? undefined : cacheOf(lowering, node, attributes, batch);
+  const half = past !== undefined && isHalf(lowering, past);
+  const cached = past === undefined ? undefined : cacheOf(lowering, node, attributes, batch, half);
   const keys = addDims(cached === undefined ? 0 : P, rows.k.tokens);
   const [k, v] =
     cached === undefined
       ? [directly(rows.k, headSize), directly(rows.v, headSize)]
       : [
-          append(lowering, rows.k, cached[0], headSize),
-          append(lowering, rows.v, cached[1], headSize),
+          append(lowering, rows.k, cached[0], headSize, half),
+          append(lowering, rows.v, cached[1], headSize, half),
         ];
   const y = lowering.output(node);
   lowering.emit(
@@ -63,7 +64,7 @@ export function lowerAttention(lowering: Lowering, node: Node): void {
       VTOKEN: v.token,
       VHEAD: v.head,
       VBATCH: v.batch,
-      KVTYPE: abi.TYPE_F32,
+      KVTYPE: half ? abi.TYPE_F16 : abi.TYPE_F32,
       Y: y.address,
       YTOKEN: heads * headSize * 4,
       YBATCH: multiplyDims(heads * headSize * 4, queries),
@@ -84,7 +85,10 @@ export function lowerAttention(lowering: Lowering, node: Node): void {
       SINKS: lowering.optional(input('sinks')),
     },
     {
-      why: cached === undefined ? 'keys and values where they are' : 'cache in f32 per head',
+      why:
+        cached === undefined
+          ? 'keys and values where they are'
+          : `cache in ${half ? 'f16' : 'f32'} per head`,
       inPlace: [],
     },
   );
@@ -210,15 +214,22 @@ export function rotaryTables(
   };
 }
 
+/** Whether a cache is kept in f16. */
+function isHalf(lowering: Lowering, past: Value): boolean {
+  const { kv } = lowering.sizes;
+  return kv === 'source' ? past.dtype === 'f16' : kv === 'f16';
+}
+
 /** The caches of a node: [kvHeads, context, D] each. */
 function cacheOf(
   lowering: Lowering,
   node: Node,
   { kvHeads, headSize }: AttentionAttributes,
   batch: Dim,
+  half: boolean,
 ): readonly [Address, Address] {
   if (batch !== 1) throw new Unsupported(`a KV cache of ${batch} sequences`);
-  const bytes = kvHeads * lowering.sizes.context * headSize * 4;
+  const bytes = kvHeads * lowering.sizes.context * headSize * (half ? 2 : 4);
   const { pastKey, pastValue } = attentionInputs;
   return [cache(lowering, node, pastKey, 1, bytes), cache(lowering, node, pastValue, 2, bytes)];
 }
@@ -250,8 +261,15 @@ function directly({ at, row, tokens }: Heads, headSize: number): Keys {
 }
 
 /** Writes new rows behind the cached ones. */
-function append(lowering: Lowering, rows: Heads, to: Address, headSize: number): Keys {
-  const head = lowering.sizes.context * headSize * 4;
+function append(
+  lowering: Lowering,
+  rows: Heads,
+  to: Address,
+  headSize: number,
+  half: boolean,
+): Keys {
+  const token = headSize * (half ? 2 : 4);
+  const head = lowering.sizes.context * token;
   lowering.emit(
     'APPEND',
     {
@@ -259,19 +277,19 @@ function append(lowering: Lowering, rows: Heads, to: Address, headSize: number):
       XTOKEN: rows.row,
       XBATCH: 0,
       Y: to,
-      YTOKEN: headSize * 4,
+      YTOKEN: token,
       YHEAD: head,
       YBATCH: 0,
       BATCH: 1,
       TOKENS: rows.tokens,
       HEADS: rows.count,
       SIZE: headSize,
-      TYPE: abi.TYPE_F32,
+      TYPE: half ? abi.TYPE_F16 : abi.TYPE_F32,
       POSITION: P,
     },
     { why: 'new rows of the cache' },
   );
-  return { at: to, token: headSize * 4, head, batch: 0 };
+  return { at: to, token, head, batch: 0 };
 }
 
 function maskWords(

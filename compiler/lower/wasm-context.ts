@@ -53,6 +53,8 @@ export interface PlanSizes {
   readonly context: number;
   /** Threads that working memory is reserved for. */
   readonly threads: number;
+  /** Format of the KV cache. */
+  readonly kv: 'source' | 'f32' | 'f16';
   /** Whether float matrices made of halves are stored as halves. */
   readonly halves: boolean;
 }

@@ -30,6 +30,8 @@ export interface WasmOptions {
   readonly threads: number;
   /** Most tokens of one call; longer prompts are fed in parts. Default 128. */
   readonly chunk?: number;
+  /** Format of the KV cache; `source`, the default, is the dtype the model keeps it in. */
+  readonly kv?: 'source' | 'f32' | 'f16';
   /** Most tokens of a model that takes sequences but keeps no cache. Default 512. */
   readonly sequence?: number;
   /**
@@ -60,7 +62,14 @@ export function lowerForWasm(model: Model, options: WasmOptions): EncodedPlan {
   const context = Math.min(longest, longestSlice(model, sizes));
   const limit = decoder === undefined ? context : (options.chunk ?? DEFAULT_CHUNK);
   const chunk = Math.min(limit, context);
-  const lowering = new Lowering(model, decoder, { sizes, chunk, context, threads, halves });
+  const lowering = new Lowering(model, decoder, {
+    sizes,
+    chunk,
+    context,
+    threads,
+    halves,
+    kv: options.kv ?? 'source',
+  });
   if (open !== undefined)
     lowering.warnings.push(`The size ${open} is open; the plan holds up to ${context}.`);
   placeInputs(lowering);

@@ -12,6 +12,7 @@ import { generatedModel } from '../../models/index.ts';
 import { hubConfig, hubGenerationConfig } from '../../models/hub-config.ts';
 import { parseManifest } from '../../runtime/bundle.ts';
 import type { FettleError } from '../../runtime/errors.ts';
+import type { Session } from '../../runtime/node.ts';
 import { openBundle } from '../../runtime/node.ts';
 import packageJson from '../../package.json' with { type: 'json' };
 
@@ -376,5 +377,25 @@ test('targets and formats that do not exist or do not fit are refused before any
   await assert.rejects(
     attempt(['ort-webgpu'], { weights: 'w4g64' }),
     fails('USAGE', /"ort-webgpu" does not run weights in w4g64/),
+  );
+});
+
+test('a recipe may ask for a cache in f16: half the state, and the canaries pass', async () => {
+  const open = async (kv: string): Promise<Session> => {
+    const recipe = { weights: 'w8g32', kv };
+    const { files } = await compileMicro(recipe, { targets: ['wasm'] });
+    return openBundle(folderSource(files, 'out'));
+  };
+  const [half, whole] = [await open('f16'), await open('source')];
+  assert.equal(half.manifest.memory.state * 2, whole.manifest.memory.state);
+  assert.equal(half.measure().memoryBytes.state, half.manifest.memory.state);
+  assert.equal(half.manifest.recipe['kv'], 'f16');
+  const report = await half.check();
+  assert.ok(report.passed, JSON.stringify(report));
+  await Promise.all([half.dispose(), whole.dispose()]);
+  // an engine that keeps the cache as it is refuses
+  await assert.rejects(
+    compileMicro({ kv: 'f16' }),
+    fails('USAGE', /"ort-wasm" does not keep the KV cache in f16/),
   );
 });

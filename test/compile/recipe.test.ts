@@ -67,13 +67,14 @@ test('values that no recipe can have are refused with the field and what was wan
   throws(() => parseRecipe({ maxSize: '3 apples' }), usage(/^maxSize: wanted a size/));
   throws(() => parseRecipe({ maxSize: 0 }), usage(/^maxSize/));
   throws(() => parseRecipe({ maxLoss: '200%' }), usage(/^maxLoss: wanted a fraction/));
+  throws(() => parseRecipe({ kv: 'f8' }), usage(/^kv: wanted source, f32 or f16/));
   throws(() => parseRecipe({ seed: -1 }), usage(/^seed: wanted a whole number >= 0/));
 });
 
 test('what a later version brings says that it is not supported yet', () => {
   throws(() => parseRecipe({ dropLayers: 2 }), usage(/^dropLayers: 2 is not supported yet/));
   throws(() => parseRecipe({ dropLayers: 'auto' }), usage(/not supported yet/));
-  throws(() => parseRecipe({ kv: 'kv8' }), usage(/^kv: "kv8" is not supported yet/));
+  throws(() => parseRecipe({ kv: 'kv8' }), usage(/^kv: "kv8" is not supported yet/, /f16/));
   throws(() => parseRecipe({ weights: 'auto:4.2' }), usage(/not supported yet/, /w4g32/));
 });
 
