@@ -7,6 +7,8 @@
  */
 import { FettleError, nearest } from '../runtime/errors.ts';
 import { parseFormat } from './quant/formats.ts';
+import type { BaselineName } from './search/baselines.ts';
+import { baselineNames } from './search/baselines.ts';
 import { parseFraction, parseSize } from './units.ts';
 
 /** Sizes of one input, or the one size of a symbol; `?` for a size that stays open. */
@@ -15,8 +17,10 @@ export type InputShape = readonly (number | '?')[];
 /** What decides a compilation. Made by {@link parseRecipe}, which fills in the defaults. */
 export interface Recipe {
   /**
-   * Format of weight matrices and tables: `f32`, `f16`, `w8g32`, `w4g32`, … Absent: the best uniform
-   * format that meets `maxSize`, or the model's own dtypes when there is no size budget.
+   * Format of weight matrices and tables: `f32`, `f16`, `w8g32`, `w4g32`, …; `auto` for a format of its
+   * own for each that meets the budgets, `auto:4.2` for 4.2 bits a parameter on average, everything in
+   * the weight files counted. Absent: with calibration data and a budget as `auto`; without data the best
+   * uniform format that meets `maxSize`, or the model's own dtypes when there is no size budget.
    */
   readonly weights?: string;
   /** Tables that rows are gathered from: `same` as `weights`, `keep` their dtype, or a format of their own. */
@@ -35,6 +39,14 @@ export interface Recipe {
   readonly maxMemory?: number;
   /** Largest accepted loss of quality, as a fraction (0.01 for 1%). */
   readonly maxLoss?: number;
+  /**
+   * How weights are rounded, see {@link roundings}. Absent: `gptq` with calibration data, else `nearest`.
+   */
+  readonly rounding?: RoundingName;
+  /** How `auto` divides a budget: `ours`, or a baseline to compare with. Absent: `ours`. */
+  readonly allocate?: 'ours' | BaselineName;
+  /** What refines the division: `evolve` measures mutants of it. Absent: nothing. */
+  readonly refine?: 'none' | 'evolve';
   /** Blocks to drop. Only 0 until dropping layers is supported. */
   readonly dropLayers: number;
   /** Format of the KV cache: `source` is the model's own; `f16` takes half the bytes of `f32`. */
@@ -79,6 +91,16 @@ export const presets: Readonly<
   },
 };
 
+/** Ways to round weights. */
+export const roundings = ['nearest', 'gptq', 'rsq'] as const;
+
+/**
+ * `nearest`: each weight by itself, scales from the weights alone. `gptq`: each weight makes up for the
+ * errors of those before it, as calibration says which errors matter. `rsq`: the same with tokens that
+ * get more attention counting more.
+ */
+export type RoundingName = (typeof roundings)[number];
+
 type Reader = (value: unknown, option: string) => unknown;
 
 /** One reader per field, in the order in which messages list them. */
@@ -92,6 +114,9 @@ const readers: Readonly<Record<keyof Recipe, Reader>> = {
   maxSize: parseSize,
   maxMemory: parseSize,
   maxLoss: parseFraction,
+  rounding: oneOf(...roundings),
+  allocate: oneOf('ours', ...baselineNames),
+  refine: oneOf('none', 'evolve'),
   dropLayers: notYet('dropLayers', 0),
   kv: readKv,
   fusion: readBoolean,
@@ -166,11 +191,27 @@ export function parseShapeOption(text: string): readonly [name: string, shape: I
 }
 
 function readWeights(value: unknown, option: string): string {
-  if (typeof value === 'string' && /^auto(:|$)/.test(value))
-    throw notSupported(option, value, 'one format for all weights, for example w4g32');
+  if (typeof value === 'string' && /^auto(:|$)/.test(value)) return readAuto(value, option);
   // whether the target runs the format is for `compile()` to say
   if (typeof value === 'string') return parseFormat(value).name;
   throw unacceptable(option, 'a weight format such as w4g32, w8g32, f16 or f32', value);
+}
+
+function readAuto(value: string, option: string): string {
+  if (value === 'auto' || averageBits(value) !== undefined) return value;
+  throw unacceptable(option, 'auto, or auto:<bits> with bits between 1 and 32', value);
+}
+
+/** Whether formats are chosen one by one. */
+export function isAuto(weights: string | undefined): boolean {
+  return weights !== undefined && /^auto(:|$)/.test(weights);
+}
+
+/** The average bits of `auto:4.2`; undefined when none are named, or none that make sense. */
+export function averageBits(weights: string | undefined): number | undefined {
+  const text = /^auto:(\d+(?:\.\d+)?)$/.exec(weights ?? '')?.[1];
+  const bits = text === undefined ? NaN : Number(text);
+  return bits >= 1 && bits <= 32 ? bits : undefined;
 }
 
 function readKv(value: unknown, option: string): Recipe['kv'] {
@@ -180,7 +221,10 @@ function readKv(value: unknown, option: string): Recipe['kv'] {
 }
 
 function readEmbeddings(value: unknown, option: string): string {
-  return value === 'same' || value === 'keep' ? value : readWeights(value, option);
+  if (value === 'same' || value === 'keep') return value;
+  if (typeof value === 'string' && isAuto(value))
+    throw unacceptable(option, 'same, keep or a weight format', value);
+  return readWeights(value, option);
 }
 
 function readSkip(value: unknown, option: string): readonly string[] {

@@ -1,7 +1,9 @@
 import { deepEqual, equal, match, throws } from 'node:assert/strict';
 import { test } from 'node:test';
 import {
+  averageBits,
   defaultRecipe,
+  isAuto,
   parseRecipe,
   parseShapeOption,
   presetRecipe,
@@ -75,7 +77,23 @@ test('what a later version brings says that it is not supported yet', () => {
   throws(() => parseRecipe({ dropLayers: 2 }), usage(/^dropLayers: 2 is not supported yet/));
   throws(() => parseRecipe({ dropLayers: 'auto' }), usage(/not supported yet/));
   throws(() => parseRecipe({ kv: 'kv8' }), usage(/^kv: "kv8" is not supported yet/, /f16/));
-  throws(() => parseRecipe({ weights: 'auto:4.2' }), usage(/not supported yet/, /w4g32/));
+});
+
+test('formats chosen one by one take an average, and baselines to compare with have names', () => {
+  deepEqual(parseRecipe({ weights: 'auto:4.2' }).weights, 'auto:4.2');
+  deepEqual(averageBits('auto:4.2'), 4.2);
+  deepEqual(averageBits('auto'), undefined);
+  deepEqual(
+    [isAuto('auto'), isAuto('auto:3'), isAuto('w4g32'), isAuto(undefined)],
+    [true, true, false, false],
+  );
+  for (const weights of ['auto:', 'auto:0.5', 'auto:33', 'auto:x'])
+    throws(() => parseRecipe({ weights }), usage(/^weights: wanted auto/));
+  throws(() => parseRecipe({ embeddings: 'auto:4' }), usage(/^embeddings/));
+  const recipe = { rounding: 'gptq', allocate: 'hawq', refine: 'evolve' };
+  deepEqual(parseRecipe(recipe), { ...defaultRecipe, ...recipe });
+  throws(() => parseRecipe({ rounding: 'gtpq' }), usage(/^rounding: wanted nearest/));
+  throws(() => parseRecipe({ allocate: 'best' }), usage(/^allocate: wanted ours/));
 });
 
 test('a shape option reads numbers, and ? where sizes stay open', () => {
