@@ -7,6 +7,7 @@ import { FettleError } from '../runtime/errors.ts';
 import type { DecoderSpec, Manifest } from '../runtime/manifest.ts';
 import type { PipelineStep, Target } from '../targets/target.ts';
 import type { DecoderAnalysis } from './analyze/decoder.ts';
+import { contextLengthIn } from './analyze/config.ts';
 import { analyzeDecoder } from './analyze/decoder.ts';
 import type { Candidate } from './choose-format.ts';
 import { countParameters } from './choose-format.ts';
@@ -15,6 +16,7 @@ import type { Model } from './ir/graph.ts';
 import { inferModel } from './ir/infer.ts';
 import { verifyModel } from './ir/verify.ts';
 import { pipelineFrom } from './passes.ts';
+import { exactAlgebra } from './passes/algebra.ts';
 import type { PassReport } from './passes/pass.ts';
 import type { Recipe } from './recipe.ts';
 import type { RunPassesOptions } from './run-passes.ts';
@@ -79,7 +81,10 @@ export class FrontHalves {
   /** The context that fused rotary tables have to cover. */
   private context(model: Model): { readonly contextLength?: number } {
     const { decoder } = this.driven(model);
-    return decoder === undefined ? {} : { contextLength: decoder.contextLength };
+    // a decoder that is going to get a cache is none yet
+    const length =
+      decoder?.contextLength ?? this.recipe.contextLength ?? contextLengthIn(this.source.config);
+    return length === undefined ? {} : { contextLength: length };
   }
 
   private async make(steps: readonly PipelineStep[]): Promise<Front> {
@@ -87,7 +92,7 @@ export class FrontHalves {
     const model = source.read();
     inferModel(model, { contradictions: 'warn' });
     verifyModel(model);
-    const reports = await runPasses(model, pipelineFrom(steps), {
+    const reports = await runPasses(model, pipelineFrom(steps, leftOut(this.recipe)), {
       ...passOptions(options, ''),
       ...this.context(model),
     });
@@ -121,13 +126,19 @@ function tooLong(wanted: number, allowed: number): FettleError {
   );
 }
 
+/** Passes that a recipe turns off. */
+function leftOut({ fusion, algebra, cache }: Recipe): ReadonlySet<string> {
+  return new Set([
+    ...(fusion ? [] : ['fuse', 'fuse-expression', 'insert-kv-cache']),
+    ...(algebra ? [] : exactAlgebra),
+    ...(cache ? [] : ['insert-kv-cache']),
+  ]);
+}
+
 /** Everything of the pipeline before weights are quantized, shapes filled in from the recipe. */
 function frontSteps(target: Target, recipe: Recipe): readonly PipelineStep[] {
   const at = target.pipeline.findIndex(is('quantize-weights'));
-  const all = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
-  const steps = recipe.fusion
-    ? all
-    : all.filter((step) => !is('fuse')(step) && !is('fuse-expression')(step));
+  const steps = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
   if (Object.keys(recipe.shapes).length === 0)
     return steps.filter((step) => !is('specialize-shapes')(step));
   const specialize: PipelineStep = ['specialize-shapes', { shapes: recipe.shapes }];

@@ -123,13 +123,18 @@ export function findPass(name: string): PassEntry | undefined {
  * Makes the passes of a pipeline.
  *
  * @param steps - pass ids, ids with options, or `clean-up` for the whole of it
+ * @param without - pass ids that are left out, also inside of groups
  * @throws FettleError USAGE for a pass or an option that does not exist
  *
  * @example
  * const reports = await runPasses(model, pipelineFrom(['clean-up']));
  */
-export function pipelineFrom(steps: readonly PipelineStep[]): (Pass | PassGroup)[] {
-  return steps.map((step) => {
+export function pipelineFrom(
+  steps: readonly PipelineStep[],
+  without: ReadonlySet<string> = new Set(),
+): (Pass | PassGroup)[] {
+  const kept = (step: PipelineStep): boolean => !without.has(nameOf(step));
+  return steps.filter(kept).map((step) => {
     const [name, options] = typeof step === 'string' ? [step, undefined] : step;
     const group = Object.hasOwn(groups, name) ? groups[name] : undefined;
     if (group === undefined) return passFrom(name, options);
@@ -138,11 +143,17 @@ export function pipelineFrom(steps: readonly PipelineStep[]): (Pass | PassGroup)
         at: { pass: name },
         fix: `Name the pass that has the option instead of "${name}".`,
       });
-    const members = group.steps.map((inner) =>
-      typeof inner === 'string' ? passFrom(inner, undefined) : passFrom(...inner),
-    );
+    const members = group.steps
+      .filter(kept)
+      .map((inner) =>
+        typeof inner === 'string' ? passFrom(inner, undefined) : passFrom(...inner),
+      );
     return { name, passes: members, rounds: group.rounds };
   });
+}
+
+function nameOf(step: PipelineStep): string {
+  return typeof step === 'string' ? step : step[0];
 }
 
 function passFrom(name: string, options: Readonly<Record<string, unknown>> | undefined): Pass {

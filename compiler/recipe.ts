@@ -53,6 +53,10 @@ export interface Recipe {
   readonly kv: 'source' | 'f32' | 'f16';
   /** Whether fusion rules run. */
   readonly fusion: boolean;
+  /** Whether exact algebra changes weights and layouts: folded gains, factors and norms, merged products. */
+  readonly algebra: boolean;
+  /** Whether a causal decoder that was exported without a cache gets one. Needs `fusion`. */
+  readonly cache: boolean;
   /** Whether the bundle carries inputs and outputs for `session.check()`. */
   readonly canaries: boolean;
   /** Seed of everything random: canary inputs, searches. */
@@ -68,6 +72,8 @@ export const defaultRecipe: Recipe = {
   dropLayers: 0,
   kv: 'source',
   fusion: true,
+  algebra: true,
+  cache: true,
   canaries: true,
   seed: 1,
 };
@@ -120,6 +126,8 @@ const readers: Readonly<Record<keyof Recipe, Reader>> = {
   dropLayers: notYet('dropLayers', 0),
   kv: readKv,
   fusion: readBoolean,
+  algebra: readBoolean,
+  cache: readBoolean,
   canaries: readBoolean,
   seed: wholeNumber(0),
 };

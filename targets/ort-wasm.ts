@@ -46,6 +46,8 @@ export const ortWasm: Target = {
     'clean-up',
     // written out again in the forms that run fast here: a token of nib takes 0.73 to 0.91 of the unfused time
     'fuse',
+    // knows attention by the fused op only
+    'insert-kv-cache',
     // after everything that folds or merges constants
     'quantize-weights',
     // a matrix that was stored twice, once transposed, now has the same codes twice

@@ -25,5 +25,5 @@ export const ortWebgpu: Target = {
   // for the weights that do not fit MatMulNBits
   sessionOptions: foldDequantize,
   // fused forms have not been measured on this provider
-  pipeline: ortWasm.pipeline.filter((step) => step !== 'fuse'),
+  pipeline: ortWasm.pipeline.filter((step) => step !== 'fuse' && step !== 'insert-kv-cache'),
 };

@@ -29,6 +29,8 @@ export const wasm: Target = {
     ['fold-constants', { widen: true }],
     // the kernels are those of the fused ops
     'fuse',
+    // knows attention by the fused op only
+    'insert-kv-cache',
     // last, for elementwise ops are parts of what the others look for
     'fuse-expression',
     // After everything that folds or merges constants. Convolutions are computed from f32 filters: codes

@@ -32,6 +32,9 @@ interface Arguments {
   readonly shape: readonly string[] | undefined;
   readonly skip: readonly string[] | undefined;
   readonly seed: number | undefined;
+  readonly fusion: boolean;
+  readonly algebra: boolean;
+  readonly cache: boolean;
   readonly canaries: boolean;
   readonly explain: boolean;
   readonly dump: string | undefined;
@@ -95,6 +98,21 @@ export const compile: Command = command({
         describe: 'weights that keep their dtype; * matches',
       })
       .option('seed', { type: 'number', describe: 'seed of everything random' })
+      .option('fusion', {
+        type: 'boolean',
+        default: true,
+        describe: 'make few ops of many; --no-fusion leaves the graph as it is',
+      })
+      .option('algebra', {
+        type: 'boolean',
+        default: true,
+        describe: 'fold factors, gains and norms into weights; --no-algebra leaves weights alone',
+      })
+      .option('cache', {
+        type: 'boolean',
+        default: true,
+        describe: 'give a causal decoder without a cache one; --no-cache leaves it without',
+      })
       .option('canaries', {
         type: 'boolean',
         default: true,
@@ -147,6 +165,9 @@ function recipeOf(args: Arguments): Recipe {
     kv: args.kv,
     skip: args.skip,
     seed: args.seed,
+    fusion: args.fusion ? undefined : false,
+    algebra: args.algebra ? undefined : false,
+    cache: args.cache ? undefined : false,
     canaries: args.canaries ? undefined : false,
     shapes:
       args.shape === undefined ? undefined : Object.fromEntries(args.shape.map(parseShapeOption)),

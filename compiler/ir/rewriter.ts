@@ -151,6 +151,14 @@ export class Rewriter {
     this.changes++;
   }
 
+  /** Takes a value off the outputs of the main graph. */
+  removeOutput(value: Value): void {
+    const index = this.model.graph.outputs.indexOf(value);
+    assert(index >= 0, `"${value.name}" is no output`);
+    this.model.graph.removeOutput(index);
+    this.changes++;
+  }
+
   /** Makes every user of `old`, graph outputs included, use `value` instead. */
   replaceUses(old: Value, value: Value): void {
     if (old === value) return;
