@@ -83,12 +83,20 @@ export interface BlockOutline {
   readonly text: readonly string[];
 }
 
+/** The nodes of each block of a model that has been fused, in the order of the blocks. */
+export function blockMembers(model: Model): readonly ReadonlySet<Node>[] {
+  return foundIn([...model.graph.nodes()]).map(({ members }) => members);
+}
+
+function foundIn(nodes: readonly Node[]): readonly Found[] {
+  const transformer = transformerBlocks(nodes);
+  return transformer.length > 0 ? transformer : residualBlocks(nodes);
+}
+
 /** Recognises the blocks of a model that has been fused. */
 export function findBlocks(model: Model): BlockOutline {
   const nodes = [...model.graph.nodes()];
-  const transformer = transformerBlocks(nodes);
-  const residual = transformer.length > 0 ? [] : residualBlocks(nodes);
-  const found = [...transformer, ...residual];
+  const found = foundIn(nodes);
   const inside = new Set(found.flatMap((block) => [...block.members]));
   const outside = new Map<string, number>();
   for (const node of nodes)

@@ -10,6 +10,7 @@ import type { FusedInspection } from '../inspect-blocks.ts';
 import { inspectBlocks } from '../inspect-blocks.ts';
 import { contextLengthIn } from '../analyze/config.ts';
 import { decodeModel } from '../onnx/read.ts';
+import { bitMap, bitMapText } from '../report/bit-map.ts';
 import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
 import { command } from './command.ts';
@@ -93,6 +94,8 @@ function bundleSummary({ manifest, nodes, ops, plan }: Contents): object {
     parameters: model.parameters,
     bytes,
     blocks: [],
+    bitMap: bitMap(manifest) ?? null,
+    quality: manifest.quality ?? null,
     inputs,
     outputs,
     memory: { ...memory },
@@ -150,9 +153,16 @@ function describeBundle({ manifest, nodes, ops, plan }: Contents): string {
     ),
     '',
     ...(plan === undefined ? [] : describePlan(plan)),
+    ...describeBits(manifest),
     `memory (${memory.exact ? 'planned' : 'estimated'}${memory.tokens > 0 ? `, ${memory.tokens} tokens` : ''}): weights ${formatBytes(memory.weights)}, activations ${formatBytes(memory.arena)}, state ${formatBytes(memory.state)}${memory.stack === undefined ? '' : `, plan and stack ${formatBytes(memory.stack)}`}`,
     ...manifest.warnings.map((warning) => `warning: ${warning}`),
   ].join('\n');
+}
+
+/** Number formats by block. */
+function describeBits(manifest: Manifest): string[] {
+  const map = bitMap(manifest);
+  return map === undefined ? [] : [...bitMapText(map), ''];
 }
 
 /** Every step in order, and where memory goes, in bytes. */

@@ -13,6 +13,7 @@
  * Runs after everything that folds or merges constants. `lower/` spells the result for an engine.
  */
 import { FettleError, throwIfAborted } from '../../runtime/errors.ts';
+import { unitRoles } from '../analyze/unit-roles.ts';
 import type { Model, Value } from '../ir/graph.ts';
 import type { CodeFormat, WeightFormat } from '../quant/formats.ts';
 import { parseFormat } from '../quant/formats.ts';
@@ -88,6 +89,10 @@ export function quantizeWeights(options: QuantizeWeightsOptions = {}): Pass {
       const wanted = (constant: Value): Wanted =>
         settings.assignments.get(constant.name)?.format ?? (isTable(constant) ? tables : format);
       const plan = planOf(model, settings, wanted, context);
+      const roles = unitRoles(
+        model,
+        plan.map(({ unit }) => unit),
+      );
       const total = plan.reduce((sum, { unit }) => sum + sizeOf(unit), 0);
       let done = 0;
       for (const planned of plan) {
@@ -95,7 +100,7 @@ export function quantizeWeights(options: QuantizeWeightsOptions = {}): Pass {
         const note = quantize(model, planned, settings.clip, context, (elements) =>
           context.progress('quantize weights', done + elements, total),
         );
-        if (note !== undefined) notes.push(note);
+        if (note !== undefined) notes.push({ ...note, ...roles.get(note.name) });
         done += sizeOf(planned.unit);
       }
       const isHalf = (constant: Value): boolean => {

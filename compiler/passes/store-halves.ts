@@ -28,6 +28,10 @@ export interface QuantizedTensorNote {
   readonly relativeError: number;
   /** Bytes of codes, scales and zero points. */
   readonly bytes: number;
+  /** Block of the fused model it belongs to, -1 outside; absent for what is no matrix of a product. */
+  readonly block?: number;
+  /** What it does there: `qkv`, `down`, `table`, …; absent with `block`. */
+  readonly part?: string;
 }
 
 /** Which constants are stored in half precision. */

@@ -1,5 +1,7 @@
 /** A report as one HTML file: no script, no request, readable in light and dark. */
 import { formatBytes } from '../units.ts';
+import type { BitCell, BitMap } from './bit-map.ts';
+import { outsideOf, rowOf } from './bit-map.ts';
 import type { BundleReport, Share } from './report.ts';
 
 const style = `
@@ -12,6 +14,7 @@ th { font-weight: 600 } td.n, th.n { text-align: right; font-variant-numeric: ta
 .bar { background: var(--track); border-radius: 3px; height: .7rem; min-width: 8rem }
 .bar i { display: block; height: 100%; background: var(--bar); border-radius: 3px }
 .warning { border-left: 3px solid #d9a400; padding-left: .75rem } code { font-size: .9em }
+.bits { display: block; padding: 0 .4rem; border-radius: 3px; font-size: .85em; background: color-mix(in srgb, var(--bar) var(--share), transparent) }
 .scroll { overflow-x: auto }`;
 
 /** The report of several bundles, side by side first, then one by one. */
@@ -62,6 +65,7 @@ function section(bundle: BundleReport): string {
           `<p>Quality: ${text(quality.metric)} ${quality.before.toPrecision(6)} before, ${quality.after.toPrecision(6)} after.</p>`,
         ]),
     shares('weights by format', bundle.formats),
+    ...(bundle.bitMap === undefined ? [] : [drawnBits(bundle.bitMap)]),
     shares(
       `memory, ${memory.exact ? 'planned' : 'estimated'}${memory.tokens > 0 ? `, ${memory.tokens} tokens` : ''}`,
       held,
@@ -80,6 +84,24 @@ function section(bundle: BundleReport): string {
     ),
     ...warnings.map((warning) => `<p class="warning">${text(warning)}</p>`),
     `<details><summary>recipe</summary><pre>${text(JSON.stringify(bundle.recipe, undefined, 2))}</pre></details>`,
+  ].join('\n');
+}
+
+/** Formats by block and part, darker for more bits. */
+function drawnBits(map: BitMap): string {
+  const shaded = (cell: BitCell | undefined): string =>
+    cell === undefined
+      ? ''
+      : `<span class="bits" style="--share:${Math.min(100, 12 * cell.bits)}%" title="${text(`${cell.name}: ${formatBytes(cell.bytes)}, relative error ${cell.relativeError}`)}">${text(cell.format)}</span>`;
+  return [
+    `<p>Formats by block, ${map.averageBits.toFixed(2)} bits a parameter on average:</p>`,
+    grid(
+      ['block', ...map.parts],
+      [
+        ...map.blocks.map((block) => [String(block), ...rowOf(map, block).map(shaded)]),
+        ...outsideOf(map).map((cell) => [text(cell.part), shaded(cell)]),
+      ],
+    ),
   ].join('\n');
 }
 

@@ -1,5 +1,6 @@
 /** A report as Markdown. */
 import { formatBytes } from '../units.ts';
+import { bitMapText } from './bit-map.ts';
 import type { BundleReport } from './report.ts';
 
 /** The report of several bundles, side by side first, then one by one. */
@@ -35,6 +36,7 @@ function section(bundle: BundleReport): string[] {
     '|---|---:|',
     ...formats.map(({ name, bytes }) => cells([name, formatBytes(bytes)])),
     '',
+    ...(bundle.bitMap === undefined ? [] : ['```', ...bitMapText(bundle.bitMap), '```', '']),
     `Memory, ${memory.exact ? 'planned' : 'estimated'}: weights ${formatBytes(memory.weights)}, activations ${formatBytes(memory.arena)}, state ${formatBytes(memory.state)}${memory.tokens > 0 ? ` at ${memory.tokens} tokens` : ''}.`,
     ...(quality === undefined
       ? []

@@ -4,6 +4,8 @@
  */
 import type { Manifest } from '../../runtime/manifest.ts';
 import type { Measurement } from '../../runtime/measure.ts';
+import type { BitMap } from './bit-map.ts';
+import { bitMap } from './bit-map.ts';
 
 /** Bytes of one kind. */
 export interface Share {
@@ -32,6 +34,8 @@ export interface BundleReport {
   readonly formats: readonly Share[];
   /** The largest tensors. */
   readonly largest: readonly TensorShare[];
+  /** Number formats by block; absent when no weight is stored in codes. */
+  readonly bitMap: BitMap | undefined;
   readonly memory: Manifest['memory'];
   readonly quality: Manifest['quality'];
   readonly passes: readonly PassLine[];
@@ -84,6 +88,7 @@ export function reportBundle(
       .map(({ name, dtype, format = dtype, bytes }) => ({ name, format, bytes }))
       .sort((a, b) => b.bytes - a.bytes)
       .slice(0, LISTED_TENSORS),
+    bitMap: bitMap(manifest),
     memory: manifest.memory,
     quality: manifest.quality,
     passes: manifest.passes.flatMap(passLine),
