@@ -49,7 +49,10 @@ export class TokenPositions {
   isConstant(value: Value): boolean {
     const [short, long] = [this.at(value, SHORT), this.at(value, LONG)];
     return (
-      short !== undefined && long !== undefined && equal(readNumbers(short), readNumbers(long))
+      short !== undefined &&
+      long !== undefined &&
+      short.shape.join() === long.shape.join() &&
+      equal(readNumbers(short), readNumbers(long))
     );
   }
 

@@ -446,6 +446,11 @@ export class Model {
     return true;
   }
 
+  /** Whether a name is in use, or was. */
+  hasName(name: string): boolean {
+    return this.taken.has(name);
+  }
+
   /** A name that nothing in the model has, made from `base`, and registers it. */
   uniqueName(base: string): string {
     if (this.claimName(base)) return base;

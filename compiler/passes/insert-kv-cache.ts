@@ -17,6 +17,7 @@ import type { PositionRows } from '../analyze/token-positions.ts';
 import { TokenPositions } from '../analyze/token-positions.ts';
 import { int } from '../ir/attribute.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
+import type { Rewriter } from '../ir/rewriter.ts';
 import { attentionInputs, isFusedAttention, readAttention } from '../ops/fused-attention.ts';
 import { int64s, writeNumbers } from '../ops/numbers.ts';
 import { internalDomain } from '../ops/quantized.ts';
@@ -228,7 +229,7 @@ function addInputs(
   const shape = [ids.shape?.[0] ?? 1, kvHeads, PAST, headSize];
   const { dtype } = node.output(0);
   const input = (part: string): Value =>
-    rewriter.graphInput(`past_key_values.${layer}.${part}`, { dtype, shape });
+    rewriter.graphInput(free(rewriter, `past_key_values.${layer}.${part}`), { dtype, shape });
   return [input('key'), input('value')];
 }
 
@@ -242,7 +243,8 @@ function addPositions({ ids, tables, limit }: Plan, model: Model, context: PassC
     ({ name, shape }) => /position/.test(name) && shape?.length === 2,
   );
   const places =
-    given ?? rewriter.graphInput('position_ids', { dtype: 'i64', shape: ids.shape ?? [] });
+    given ??
+    rewriter.graphInput(free(rewriter, 'position_ids'), { dtype: 'i64', shape: ids.shape ?? [] });
   for (const [value, { width, numbers }] of tables) {
     const dtype = value.dtype ?? 'f32';
     const rows = writeNumbers(dtype, [limit, width], numbers.subarray(0, limit * width));
@@ -284,8 +286,15 @@ function insert(
   });
   replaceByNew(rewriter, node.output(0), made.output(0));
   for (const [index, part] of (['key', 'value'] as const).entries())
-    rewriter.graphOutput(`present.${layer}.${part}`, made.output(index + 1));
+    rewriter.graphOutput(free(rewriter, `present.${layer}.${part}`), made.output(index + 1));
   context.count('cache');
+}
+
+/** A name that the model does not know yet. */
+function free({ model }: Rewriter, wanted: string): string {
+  let name = wanted;
+  for (let suffix = 1; model.hasName(name); suffix++) name = `${wanted}_${suffix}`;
+  return name;
 }
 
 /** slope · place of each key, [1, heads, 1, keys]; nothing when every slope is 0. */
