@@ -14,6 +14,7 @@ import { Output, exitCodes } from './output.ts';
 import { passes } from './passes.ts';
 import { report } from './report.ts';
 import { run } from './run.ts';
+import { solve } from './solve.ts';
 import { targets } from './targets.ts';
 import { VERSION } from '../version.ts';
 
@@ -26,6 +27,7 @@ const commands: readonly Command[] = [
   evaluate,
   bench,
   report,
+  solve,
   targets,
   passes,
   formats,

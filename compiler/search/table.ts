@@ -10,6 +10,9 @@
 import { FettleError } from '../../runtime/errors.ts';
 import type { PairTerm, SolverOption } from './solver.ts';
 
+/** Name of the table's file in a bundle. */
+export const TABLE_PATH = 'sensitivity.json';
+
 /** How an error was found. */
 export type Tier = 0 | 1 | 2;
 
@@ -97,6 +100,8 @@ export interface SensitivityTable {
   readonly rounding: string;
   /** Weight bytes that no unit decides: norms, biases, what stays as it is. */
   readonly fixedBytes: number;
+  /** Bytes of everything that is no weight file: program, tokenizer, manifest, canaries, this table. */
+  readonly overheadBytes: number;
   /** Units in the order of the model. */
   readonly units: readonly UnitFacts[];
   /** Rows, by unit in that order, then by bytes. */

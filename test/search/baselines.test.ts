@@ -58,6 +58,7 @@ function tableOf(seed: number): SensitivityTable {
     calibration: { sha256: '1', tokens: 64 },
     rounding: 'nearest',
     fixedBytes: 0,
+    overheadBytes: 0,
     units,
     rows,
     pairs: [],
