@@ -23,13 +23,18 @@ export interface UnitStatistics {
   readonly greatest: number;
   /** Trace of the Hessian without token weights, 2 Σ meanSquare. */
   readonly hessianTrace: number;
+  /**
+   * tr(W H Wᵀ): twice the mean square norm of the unit's product, by which losses of rounding become
+   * relative; 0 where no Hessian was collected.
+   */
+  readonly outputEnergy: number;
   /** [columns, columns], symmetric; only while its stage is processed. */
   readonly hessian?: Float32Array;
   /**
-   * (2/Σw) Σ w_t x_t x̃_tᵀ with x̃ what the unquantized model would have given, [columns, columns];
-   * only when it is asked for, and only while its stage is processed.
+   * (2/Σw) Σ w_t y_t x_tᵀ with y what the unquantized model would have given, [columns, columns]; only
+   * when it is asked for, and only while its stage is processed.
    */
-  readonly crossHessian?: Float32Array;
+  readonly cross?: Float32Array;
 }
 
 /** What a {@link UnitSums} keeps besides ranges and moments. */
@@ -94,7 +99,7 @@ export class UnitSums {
     this.greatest = greatest;
     this.tokens += rows.length / columns;
     this.gram?.add(rows, weights);
-    if (others !== undefined) this.cross?.add(rows, weights, others);
+    if (others !== undefined) this.cross?.add(others, weights, rows);
   }
 
   /** The statistics so far. */
@@ -109,9 +114,10 @@ export class UnitSums {
       meanSquare,
       least: tokens === 0 ? 0 : this.least,
       greatest: tokens === 0 ? 0 : this.greatest,
+      outputEnergy: 0,
       hessianTrace: squares.reduce((sum, square) => sum + (2 * square) / count, 0),
       ...(gram === undefined ? {} : { hessian: gram.hessian() }),
-      ...(cross === undefined ? {} : { crossHessian: cross.hessian() }),
+      ...(cross === undefined ? {} : { cross: cross.hessian() }),
     };
   }
 
@@ -124,7 +130,7 @@ export class UnitSums {
 
 /** Statistics without what is only kept while a stage is processed. */
 export function withoutHessian(statistics: UnitStatistics): UnitStatistics {
-  const { hessian: _, crossHessian: __, ...rest } = statistics;
+  const { hessian: _, cross: __, ...rest } = statistics;
   return rest;
 }
 

@@ -1,0 +1,263 @@
+/**
+ * Runs the samples through the unquantized model once and keeps running sums: statistics of every unit,
+ * how alike input and output of the stages are (LIM, ../shared/ALGORITHMS.md Q2). Hessians live as long
+ * as their stage; whoever needs them (the sensitivity table) looks at them then.
+ *
+ * A table that is read before its product is (tied embeddings) keeps its Hessian: it is rounded before
+ * sequential rounding could know it.
+ */
+import type { Tensor } from '../../runtime/tensor.ts';
+import type { Algebra } from '../algebra/algebra.ts';
+import { unitRows } from '../passes/weight-units.ts';
+import type { WeightUnit } from '../passes/weight-units.ts';
+import { VERSION } from '../version.ts';
+import { Activations } from './activations.ts';
+import type { CacheEntry } from './cache.ts';
+import { cacheKey } from './cache.ts';
+import { StageSums } from './stage-sums.ts';
+import type { Values } from './stage-runner.ts';
+import { openStage } from './stage-runner.ts';
+import type { Stage } from './stages.ts';
+import { splitStages } from './stages.ts';
+import type { UnitStatistics } from './statistics.ts';
+import { withoutHessian } from './statistics.ts';
+import type { CalibrationServices, Subject } from './subject.ts';
+
+/** How alike what a stage reads and what it gives are. */
+export interface BlockStatistics {
+  /** Place of the stage. */
+  readonly index: number;
+  /** Units in it. */
+  readonly units: readonly string[];
+  /** Mean cosine of input and output rows, where both have one shape; else undefined. */
+  readonly cosine: number | undefined;
+}
+
+/** What one run over the samples found. */
+export interface Statistics {
+  /** Hash of model, samples, options and version. */
+  readonly key: string;
+  /** Samples run. */
+  readonly samples: number;
+  /** By name of the unit; Hessians only of tables that are read before their product. */
+  readonly units: ReadonlyMap<string, UnitStatistics>;
+  /** Stages in order. */
+  readonly blocks: readonly BlockStatistics[];
+}
+
+/** Options of {@link collectStatistics}. */
+export interface CollectOptions {
+  /** Whether Hessians are collected for all units, for {@link visit} and the output energy. Default false. */
+  readonly hessians?: boolean;
+  /** Looks at a unit while its Hessian is there; not called for what comes from the cache. */
+  readonly visit?: (unit: WeightUnit, statistics: UnitStatistics) => void;
+}
+
+/**
+ * Collects the statistics of a subject. Stages found in the cache are only run, not summed up; when all
+ * are, nothing is run.
+ *
+ * @throws {@link FettleError} MODEL_INVALID naming the node whose values are not finite, OP_UNSUPPORTED
+ * when no engine runs the model
+ * @throws the signal's reason when aborted
+ */
+export async function collectStatistics(
+  subject: Subject,
+  services: CalibrationServices,
+  { hessians = false, visit }: CollectOptions = {},
+): Promise<Statistics> {
+  const { model, samples, units } = subject;
+  const { engines, algebra, cache, signal, progress = () => {} } = services;
+  const stages = splitStages(model, units);
+  const early = earlyUnits(stages);
+  const key = cacheKey('statistics', VERSION, subject.key, hessians);
+  const found = new Map<string, UnitStatistics>();
+  const blocks: BlockStatistics[] = [];
+  const known = stages.map(({ index }) =>
+    visit === undefined ? cache?.read(cacheKey(key, index)) : undefined,
+  );
+  const lastUnknown = known.findLastIndex((entry) => entry === undefined);
+  const held = new Activations(samples, stages);
+  for (const stage of stages) {
+    const entry = known[stage.index];
+    if (entry !== undefined) {
+      const kept = unpack(entry);
+      for (const [name, statistics] of kept.units) found.set(name, statistics);
+      blocks.push(kept.block);
+      if (stage.index > lastUnknown) continue;
+    }
+    const wantsHessian = (unit: WeightUnit): boolean => hessians || early.has(unit.name);
+    const sums = [true, false].map(
+      (hessian) =>
+        new StageSums(
+          stage,
+          stage.units.filter((unit) => wantsHessian(unit) === hessian),
+          { algebra: hessian ? algebra : undefined },
+        ),
+    );
+    const taps = entry === undefined ? sums.flatMap((one) => one.taps) : [];
+    const wanted = [...new Set([...stage.outputs, ...taps])].filter(
+      (name) => !stage.inputs.includes(name),
+    );
+    const similarity = new Similarity(stage);
+    const runner = await openStage(stage.model(wanted), { engines, units: [] });
+    try {
+      await held.advance(stage, runner, signal, (index, outputs) => {
+        progress(
+          'calibrate',
+          stage.index * samples.count + index + 1,
+          stages.length * samples.count,
+        );
+        if (entry !== undefined) return;
+        const values = new Map([...held.of(index), ...outputs]);
+        for (const one of sums) one.add(index, values);
+        similarity.add(values);
+      });
+    } finally {
+      await runner.dispose();
+    }
+    if (entry !== undefined) continue;
+    const units = new Map<string, UnitStatistics>();
+    for (const one of sums)
+      for (const [name, statistics] of one.finish()) {
+        const unit = stage.units.find((other) => other.name === name);
+        if (unit === undefined) continue;
+        const outputEnergy = energyOf(unit, statistics, algebra);
+        const complete = { ...statistics, outputEnergy };
+        visit?.(unit, complete);
+        units.set(name, early.has(name) ? complete : withoutHessian(complete));
+      }
+    const block = {
+      index: stage.index,
+      units: stage.units.map(({ name }) => name),
+      cosine: similarity.mean(),
+    };
+    cache?.write(cacheKey(key, stage.index), pack(units, block));
+    for (const [name, statistics] of units) found.set(name, statistics);
+    blocks.push(block);
+  }
+  return { key, samples: samples.count, units: found, blocks };
+}
+
+/** Units that a stage reads before the stage that knows what they are multiplied with. */
+export function earlyUnits(stages: readonly Stage[]): ReadonlySet<string> {
+  const early = new Set<string>();
+  const seen = new Set<string>();
+  for (const { units, taps } of stages)
+    for (const { name } of units) {
+      if (taps.has(name) && seen.has(name)) early.add(name);
+      seen.add(name);
+    }
+  return early;
+}
+
+/** Output channels that the energy of a product is computed for, at most; it is scaled to all. */
+const MOST_ENERGY_ROWS = 4096;
+
+/** tr(W H Wᵀ). */
+function energyOf(unit: WeightUnit, { hessian }: UnitStatistics, algebra: Algebra): number {
+  if (hessian === undefined) return 0;
+  const { rows, columns } = unit;
+  const source = unitRows(unit);
+  const count = Math.min(rows, MOST_ENERGY_ROWS);
+  let energy = 0;
+  const step = 512;
+  for (let first = 0; first < count; first += step) {
+    const taken = Math.min(step, count - first);
+    const weights = source.read(first, taken).slice(0, taken * columns);
+    const product = algebra.matmul(weights, hessian, taken, columns, columns);
+    for (let i = 0; i < product.length; i++) energy += (product[i] ?? 0) * (weights[i] ?? 0);
+  }
+  return (energy * rows) / count;
+}
+
+/** The mean cosine of rows of a stage's only input and only output. */
+class Similarity {
+  private readonly names: readonly [string, string] | undefined;
+  private sum = 0;
+  private rows = 0;
+
+  constructor({ inputs, outputs }: Stage) {
+    const [input] = inputs;
+    const [output] = outputs;
+    const only = inputs.length === 1 && outputs.length === 1;
+    this.names = only && input !== undefined && output !== undefined ? [input, output] : undefined;
+  }
+
+  add(values: Values): void {
+    if (this.names === undefined) return;
+    const [before, after] = this.names.map((name) => values.get(name));
+    if (!sameFloats(before) || !sameFloats(after)) return;
+    if (before.shape.join() !== after.shape.join()) return;
+    const columns = before.shape.at(-1) ?? 1;
+    for (let start = 0; start < before.data.length; start += columns) {
+      let [xy, xx, yy] = [0, 0, 0];
+      for (let i = start; i < start + columns; i++) {
+        const [x, y] = [before.data[i] as number, after.data[i] as number];
+        xy += x * y;
+        xx += x * x;
+        yy += y * y;
+      }
+      if (xx > 0 && yy > 0) this.sum += xy / Math.sqrt(xx * yy);
+      this.rows++;
+    }
+  }
+
+  mean(): number | undefined {
+    return this.rows === 0 ? undefined : this.sum / this.rows;
+  }
+}
+
+function sameFloats(
+  value: Tensor | undefined,
+): value is Tensor & { readonly data: Float32Array<ArrayBuffer> } {
+  return value?.data instanceof Float32Array;
+}
+
+interface PackedUnit {
+  readonly name: string;
+  readonly numbers: Omit<UnitStatistics, 'absmax' | 'mean' | 'meanSquare' | 'hessian' | 'cross'>;
+}
+
+function pack(units: ReadonlyMap<string, UnitStatistics>, block: BlockStatistics): CacheEntry {
+  const arrays: Record<string, Float32Array> = {};
+  const packed = [...units].map(([name, statistics], index): PackedUnit => {
+    const { absmax, mean, meanSquare, hessian, cross: _, ...numbers } = statistics;
+    Object.assign(arrays, {
+      [`absmax ${index}`]: absmax,
+      [`mean ${index}`]: mean,
+      [`meanSquare ${index}`]: meanSquare,
+    });
+    if (hessian !== undefined) arrays[`hessian ${index}`] = hessian;
+    return { name, numbers };
+  });
+  return { json: { units: packed, block }, arrays };
+}
+
+function unpack({ json, arrays }: CacheEntry): {
+  readonly units: ReadonlyMap<string, UnitStatistics>;
+  readonly block: BlockStatistics;
+} {
+  const { units, block } = json as {
+    readonly units: readonly PackedUnit[];
+    readonly block: BlockStatistics;
+  };
+  const floats = (name: string): Float32Array => arrays[name] as Float32Array;
+  return {
+    block: { ...block, cosine: block.cosine },
+    units: new Map(
+      units.map(({ name, numbers }, index) => [
+        name,
+        {
+          ...numbers,
+          absmax: floats(`absmax ${index}`),
+          mean: floats(`mean ${index}`),
+          meanSquare: floats(`meanSquare ${index}`),
+          ...(arrays[`hessian ${index}`] === undefined
+            ? {}
+            : { hessian: floats(`hessian ${index}`) }),
+        },
+      ]),
+    ),
+  };
+}
