@@ -9,6 +9,7 @@
  */
 import { FettleError } from '../../runtime/errors.ts';
 import type { PairTerm, SolverOption } from './solver.ts';
+import { worthwhile } from './solver.ts';
 
 /** Name of the table's file in a bundle. */
 export const TABLE_PATH = 'sensitivity.json';
@@ -153,9 +154,59 @@ export function solverView(table: SensitivityTable, scale: number = 1): SolverVi
   };
 }
 
-/** Bytes of a table as a file: sorted by nothing but its own order, so that equal tables are equal. */
+/** Options of one unit as a file has them: a column each, so that names are not repeated. */
+interface StoredUnit {
+  readonly options: readonly string[];
+  readonly klProxy: readonly number[];
+  readonly kl: readonly (number | null)[];
+  readonly tier: readonly number[];
+  readonly outputError: readonly number[];
+  readonly weightError: readonly number[];
+  readonly bytes: readonly number[];
+  /** Absent where it is `bytes`. */
+  readonly resident?: readonly number[];
+  readonly us: readonly number[];
+}
+
+/**
+ * Bytes of a table as a file, small enough to travel with a bundle: four digits, and only rows that no
+ * other one of their unit beats in error, bytes and time.
+ */
 export function encodeTable(table: SensitivityTable): Uint8Array {
-  return new TextEncoder().encode(`${JSON.stringify(table, undefined, 1)}\n`);
+  const { rows, units, ...head } = table;
+  const stored = units.map((unit) => ({
+    ...unit,
+    ...storedUnit(
+      rows.filter((row) => row.unit === unit.name),
+      table.target,
+    ),
+  }));
+  return new TextEncoder().encode(`${JSON.stringify({ ...head, units: stored })}\n`);
+}
+
+function storedUnit(rows: readonly Row[], target: string): StoredUnit {
+  const options = rows.map((row) => ({
+    error: errorOf(row),
+    cost: row.bytesDownload,
+    time: row.decodeUs[target] ?? 0,
+  }));
+  const kept = worthwhile(options).flatMap((index) => rows[index] ?? []);
+  const resident = kept.map(({ bytesResident }) => bytesResident);
+  return {
+    options: kept.map(({ option }) => option),
+    klProxy: kept.map(({ klProxy }) => short(klProxy)),
+    kl: kept.map(({ kl }) => (kl === undefined ? null : short(kl))),
+    tier: kept.map(({ tier }) => tier),
+    outputError: kept.map(({ outputError }) => short(outputError)),
+    weightError: kept.map(({ weightError }) => short(weightError)),
+    bytes: kept.map(({ bytesDownload }) => bytesDownload),
+    ...(kept.every((row) => row.bytesDownload === row.bytesResident) ? {} : { resident }),
+    us: kept.map(({ decodeUs }) => short(decodeUs[target] ?? 0)),
+  };
+}
+
+function short(value: number): number {
+  return Number(value.toPrecision(4));
 }
 
 /**
@@ -172,29 +223,71 @@ export function decodeTable(bytes: Uint8Array, place: string): SensitivityTable 
   } catch (cause) {
     throw notATable(place, (cause as Error).message);
   }
+  if (!isObject(value)) throw notATable(place, 'it is no object');
   const problem = problemOf(value);
   if (problem !== undefined) throw notATable(place, problem);
-  return value as SensitivityTable;
+  // checked above: this is the one place where JSON becomes a table
+  const { units, ...head } = value as unknown as Omit<SensitivityTable, 'rows' | 'units'> & {
+    readonly units: readonly (UnitFacts & StoredUnit)[];
+  };
+  return {
+    ...head,
+    units: units.map(
+      ({ name, kind, role, block, rows, columns, gain, hessianTrace, outputEnergy, zd, lim }) => ({
+        ...{ name, kind, role, block, rows, columns },
+        ...{ gain, hessianTrace, outputEnergy, zd, lim },
+      }),
+    ),
+    rows: units.flatMap((unit) => rowsFrom(unit, head.target)),
+  };
 }
 
-function problemOf(value: unknown): string | undefined {
-  if (!isObject(value)) return 'it is no object';
+function rowsFrom(unit: UnitFacts & StoredUnit, target: string): Row[] {
+  const at = (list: readonly (number | null)[], index: number): number => list[index] ?? 0;
+  return unit.options.map((option, i): Row => {
+    const kl = unit.kl[i] ?? undefined;
+    return {
+      unit: unit.name,
+      option,
+      klProxy: at(unit.klProxy, i),
+      ...(kl === undefined ? {} : { kl }),
+      tier: at(unit.tier, i) as Tier,
+      outputError: at(unit.outputError, i),
+      weightError: at(unit.weightError, i),
+      bytesDownload: at(unit.bytes, i),
+      bytesResident: at(unit.resident ?? unit.bytes, i),
+      decodeUs: { [target]: at(unit.us, i) },
+    };
+  });
+}
+
+function problemOf(value: Readonly<Record<string, unknown>>): string | undefined {
   if (value['version'] !== 1) return `its version is ${JSON.stringify(value['version'])}, not 1`;
-  const { units, rows, pairs, model } = value;
-  if (!Array.isArray(units) || !Array.isArray(rows) || !Array.isArray(pairs))
-    return 'it has no units, rows and pairs';
+  const { units, pairs, model } = value;
+  if (!Array.isArray(units) || !Array.isArray(pairs)) return 'it has no units and pairs';
   if (!isObject(model) || typeof value['target'] !== 'string')
     return 'it names no model and target';
-  const names = new Set<unknown>();
+  if (!isFigure(value['fixedBytes']) || !isFigure(value['overheadBytes']))
+    return 'it does not say how large the rest of the bundle is';
   for (const unit of units) {
     if (!isObject(unit) || typeof unit['name'] !== 'string') return 'a unit has no name';
-    names.add(unit['name']);
-  }
-  for (const [index, row] of rows.entries()) {
-    if (!isObject(row) || !names.has(row['unit']) || typeof row['option'] !== 'string')
-      return `row ${index} is of no unit`;
-    if (!isFigure(row['klProxy']) || !isFigure(row['bytesDownload']) || !isObject(row['decodeUs']))
-      return `row ${index} has no error, bytes and times`;
+    const { options, klProxy, bytes, name } = unit;
+    const lists: readonly unknown[] = [
+      options,
+      klProxy,
+      bytes,
+      unit['us'],
+      unit['kl'],
+      unit['tier'],
+    ];
+    if (!lists.every((list): list is unknown[] => Array.isArray(list)))
+      return `unit "${name}" lacks options, errors, bytes or times`;
+    const [names, ...figures] = lists;
+    if (names === undefined || names.length === 0) return `unit "${name}" has no options`;
+    if (figures.some((list) => list.length !== names.length))
+      return `the columns of unit "${name}" differ in length`;
+    if (!(klProxy as unknown[]).every(isFigure) || !(bytes as unknown[]).every(isFigure))
+      return `unit "${name}" has errors or bytes that are no numbers`;
   }
   return undefined;
 }

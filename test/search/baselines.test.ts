@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { parseFormat } from '../../compiler/quant/formats.ts';
+import { allocate, belowFloor, leastBytes, unitBudget } from '../../compiler/search/allocate.ts';
 import { checkAdditivity, likelyPairs, measurePairs } from '../../compiler/search/additivity.ts';
 import {
   allocateBaseline,
@@ -123,17 +124,45 @@ test('equal losses give equal bits after rounding too', () => {
   assert.deepEqual(new Set(rows?.map(({ option }) => option)).size, 1);
 });
 
-test('a table is the same after writing and reading', () => {
+test('a table that is written and read gives the same answers', () => {
   const table = tableOf(6);
-  assert.deepEqual(decodeTable(encodeTable(table), 'sensitivity.json'), table);
+  const read = decodeTable(encodeTable(table), 'sensitivity.json');
+  assert.deepEqual(read.model, table.model);
+  // rows that are beaten are left out, four digits are kept
+  assert.deepEqual(decodeTable(encodeTable(read), 'sensitivity.json'), read);
+  for (const bits of [2.6, 3.3, 4.4]) {
+    const bytes = (bits * 8 * 4096) / 8;
+    const [a, b] = [allocate(table, { bytes }), allocate(read, { bytes })];
+    assert.deepEqual(
+      a?.rows.map(({ option }) => option),
+      b?.rows.map(({ option }) => option),
+    );
+  }
 });
 
 test('what is no table is refused with the reason', () => {
   const text = (value: unknown): Uint8Array => new TextEncoder().encode(JSON.stringify(value));
+  const table = JSON.parse(new TextDecoder().decode(encodeTable(tableOf(1)))) as {
+    units: { bytes: number[] }[];
+  };
   assert.throws(() => decodeTable(new TextEncoder().encode('{'), 'x.json'), /x\.json/);
   assert.throws(() => decodeTable(text({ version: 2 }), 'x.json'), /version is 2/);
-  const broken = { ...tableOf(1), units: [] };
-  assert.throws(() => decodeTable(text(broken), 'x.json'), /row 0 is of no unit/);
+  table.units[2]?.bytes.pop();
+  assert.throws(() => decodeTable(text(table), 'x.json'), /columns of unit "u2" differ/);
+});
+
+test('a budget below the floor names the floor and what sets it', () => {
+  const table = { ...tableOf(1), fixedBytes: 500, overheadBytes: 1500 };
+  const budget = unitBudget(table, { maxSize: 9000, averageBits: undefined });
+  assert.equal(budget, 7000);
+  assert.equal(allocate(table, { bytes: budget }), undefined);
+  // eight units of 64 x 64 in w2g32: 2.5 bits
+  assert.equal(leastBytes(table), (8 * 4096 * 2.5) / 8);
+  const error = belowFloor(table, budget);
+  assert.equal(error.code, 'BUDGET_EXCEEDED');
+  assert.equal(error.at['bytes'], 10240 + 2000);
+  assert.match(error.message, /floor of the bundle is 12240 bytes.*L0\.up/);
+  assert.equal(unitBudget(table, { maxSize: undefined, averageBits: 3 }), (3 * 32768) / 8 - 500);
 });
 
 const alone = Array.from({ length: 8 }, (_, u) => ({
