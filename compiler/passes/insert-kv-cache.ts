@@ -10,6 +10,7 @@
  * computed from the places of tokens becomes a table. Refuses with the reason otherwise: masks that are
  * more than that, ops across tokens, fixed lengths.
  */
+import { dtypes } from '../../runtime/tensor.ts';
 import { Bookkeeping } from '../analyze/bookkeeping.ts';
 import { DEFAULT_CONTEXT_LENGTH } from '../analyze/config.ts';
 import { analyzeDecoder } from '../analyze/decoder.ts';
@@ -19,7 +20,7 @@ import { int } from '../ir/attribute.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import type { Rewriter } from '../ir/rewriter.ts';
 import { attentionInputs, isFusedAttention, readAttention } from '../ops/fused-attention.ts';
-import { int64s, writeNumbers } from '../ops/numbers.ts';
+import { writeNumbers } from '../ops/numbers.ts';
 import { internalDomain } from '../ops/quantized.ts';
 import { removeAll } from './fuse-activation.ts';
 import type { Pass, PassContext } from './pass.ts';
@@ -301,19 +302,17 @@ function free({ model }: Rewriter, wanted: string): string {
 function placeTerm(
   slopes: Float64Array,
   past: Value,
-  { ids, limit }: Plan,
+  { ids }: Plan,
   { rewriter }: PassContext,
 ): Value | undefined {
   if (slopes.every((slope) => slope === 0)) return undefined;
-  const numbers = Float64Array.from(
-    { length: slopes.length * limit },
-    (_, i) => (slopes[Math.floor(i / limit)] ?? 0) * (i % limit),
-  );
-  const shape = [1, slopes.length, 1, limit];
-  const table = rewriter.constant('key_places', writeNumbers('f32', shape, numbers));
-  const list = (...values: number[]): Value => rewriter.constant('index', int64s(values));
+  const number = (value: number): Value =>
+    rewriter.constant('index', writeNumbers('i64', [], Float64Array.of(value)));
   const size = (value: Value, axis: number): Value =>
-    rewriter.op('Gather', [rewriter.op('Shape', [value]), list(axis)], { axis: int(0) });
+    rewriter.op('Gather', [rewriter.op('Shape', [value]), number(axis)], { axis: int(0) });
   const keys = rewriter.op('Add', [size(past, 2), size(ids, 1)]);
-  return rewriter.op('Slice', [table, list(0), keys, list(3), list(1)]);
+  const places = rewriter.op('Range', [number(0), keys, number(1)]);
+  const factors = writeNumbers('f32', [1, slopes.length, 1, 1], slopes);
+  const floats = rewriter.op('Cast', [places], { to: int(dtypes.f32.onnx) });
+  return rewriter.op('Mul', [floats, rewriter.constant('slopes', factors)]);
 }

@@ -41,17 +41,18 @@ const [layers, width, heads, vocabulary, places] = [2, 32, 4, 48, 64] as const;
 const size = width / heads;
 
 /** A GPT of two layers: pre-norm, one product for queries, keys and values, a causal mask by Trilu. */
-export function plainGpt(positions: Positions, causal = true): Model {
-  return new Gpt(positions, causal).build();
+export function plainGpt(positions: Positions, causal = true, seed = 1): Model {
+  return new Gpt(positions, causal, seed).build();
 }
 
 class Gpt {
   private readonly b = new ModelBuilder(17);
   private readonly positions: Positions;
   private readonly causal: boolean;
-  private seed = 1;
+  private seed: number;
 
-  constructor(positions: Positions, causal: boolean) {
+  constructor(positions: Positions, causal: boolean, seed: number) {
+    this.seed = seed;
     this.positions = positions;
     this.causal = causal;
   }
