@@ -41,10 +41,8 @@ export interface HeadMap {
   readonly source: Value;
   /** How it is laid out. */
   readonly order: SourceOrder;
-  /** First column of head 0 in a row. */
-  readonly offset: number;
-  /** Columns from one head to the next. */
-  readonly stride: number;
+  /** Column of a row that a column of the heads is, head after head. */
+  readonly places: readonly number[];
   /** Columns of a row. */
   readonly columns: number;
   /** Different heads; a divisor of the heads read. */
@@ -249,7 +247,13 @@ class Trial {
 
   private rotary(layout: Layout, scale: number): RotaryMap | undefined {
     const call = trialCall;
-    const columnsAt = (index: number): number => headColumn(index, layout);
+    const columns = layout.order === 'bhsd' ? layout.width : layout.columns;
+    const places = headColumns(
+      layout.order === 'bhsd'
+        ? { ...layout, places: layout.places.slice(0, layout.width) }
+        : layout,
+    );
+    const columnsAt = (index: number): number => places.get(index % columns) ?? -1;
     const first = this.run(call, 'counted', (index) => (columnsAt(index) === 0 ? 1 : 0));
     if (first === undefined || first.batch !== 1) return undefined;
     const last = first.tokens - 1;
@@ -391,11 +395,16 @@ class Arrived {
   }
 }
 
-type Layout = Pick<HeadMap, 'order' | 'offset' | 'stride' | 'columns' | 'heads' | 'width'>;
+/** Whether the heads are columns of a row in a row. */
+export function isInOrder({ places }: HeadMap): boolean {
+  return places.every((place, index) => place === index + (places[0] ?? 0));
+}
+
+type Layout = Pick<HeadMap, 'order' | 'places' | 'columns' | 'heads' | 'width'>;
 
 /** Element of the source that a place of the heads reads. */
 function sourceIndex(
-  { order, offset, stride, columns, heads, width }: Layout,
+  { order, places, columns, heads, width }: Layout,
   { batch, tokens }: Sizes,
   b: number,
   h: number,
@@ -404,16 +413,12 @@ function sourceIndex(
 ): number {
   if (order === 'bhsd') return ((b * heads + h) * tokens + t) * width + j;
   const row = order === 'bsc' ? b * tokens + t : t * batch + b;
-  return row * columns + offset + h * stride + j;
+  return row * columns + (places[h * width + j] ?? 0);
 }
 
-/** Column of its head that an element of the source is, for heads in order; -1 for one outside. */
-function headColumn(index: number, layout: Layout): number {
-  const { order, offset, stride, columns, heads, width } = layout;
-  if (order === 'bhsd') return index % width;
-  const column = (index % columns) - offset;
-  const inHead = ((column % stride) + stride) % stride;
-  return column < 0 || column >= heads * stride || inHead >= width ? -1 : inHead;
+/** Column of its head that each column of a row is; absent where a row holds something else. */
+function headColumns({ places, width }: Layout): ReadonlyMap<number, number> {
+  return new Map(places.map((place, index) => [place, index % width]));
 }
 
 /** The layout that explains where indices arrived. */
@@ -424,22 +429,25 @@ function layoutOf(
 ): Layout | undefined {
   const { batch, width, fed } = arrived;
   const tokens = arrived.tokens;
-  const start = Math.round(indexOf(0, 0, 0, 0));
   const distinct = new Set<number>();
   for (let h = 0; h < seen.heads; h++) distinct.add(Math.round(indexOf(0, h, 0, 0)));
   const heads = distinct.size;
   if (seen.heads % heads !== 0) return undefined;
   const repeats = seen.heads / heads;
-  const stride = heads === 1 ? width : Math.round(indexOf(0, repeats, 0, 0)) - start;
   const columns = fed / (batch * tokens);
+  // the first token of the first sequence is the first row
+  const places = Array.from({ length: heads * width }, (_, index) =>
+    Math.round(indexOf(0, Math.floor(index / width) * repeats, 0, index % width)),
+  );
+  const whole = places.map((_, index) => index);
   const candidates: readonly Layout[] = [
-    { order: 'bsc', offset: start, stride, columns, heads, width },
-    { order: 'sbc', offset: start, stride, columns, heads, width },
-    { order: 'bhsd', offset: 0, stride: width, columns: heads * width, heads, width },
+    { order: 'bsc', places, columns, heads, width },
+    { order: 'sbc', places, columns, heads, width },
+    { order: 'bhsd', places: whole, columns: heads * width, heads, width },
   ];
   return candidates.find((layout) => {
-    if (!Number.isInteger(layout.columns) || stride < 1 || fed !== batch * tokens * layout.columns)
-      return false;
+    if (!Number.isInteger(layout.columns) || fed !== batch * tokens * layout.columns) return false;
+    if (layout.places.some((place) => place < 0 || place >= layout.columns)) return false;
     for (let b = 0; b < batch; b++)
       for (let h = 0; h < seen.heads; h++)
         for (let t = 0; t < seen.tokens; t++)

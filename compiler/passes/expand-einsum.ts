@@ -117,26 +117,28 @@ class Expansion {
   }
 
   product(left: Labelled, right: Labelled, output: readonly string[]): Value | undefined {
-    const shared = left.labels.filter((label) => right.labels.includes(label));
-    const inner = shared.filter((label) => !output.includes(label));
-    const batch = output.filter((label) => shared.includes(label));
-    const [rows, columns] = [left, right].map(({ labels }) =>
-      output.filter((label) => labels.includes(label) && !shared.includes(label)),
-    );
-    if (rows === undefined || columns === undefined) return undefined;
+    const choices = [left.labels, right.labels, output].flatMap((order) => [
+      groupsOf(left, right, output, order),
+      groupsOf(right, left, output, order),
+    ]);
+    // the choice with the fewest transposes, the smaller ones first
+    const [best] = choices.toSorted((a, b) => a.cost - b.cost);
+    if (best === undefined) return undefined;
+    const { inner, rows, columns, batch } = best;
     if (inner.length === 0 && rows.length + columns.length === 0)
       return this.op('Mul', [this.turned(left, output), this.turned(right, output)]);
-    const groups = { rows, columns, inner, output, batch };
     if (batch.length === 0 && right.value.weight !== undefined)
-      return this.byMatrix(left, right, groups);
+      return this.byMatrix(left, right, groupsOf(left, right, output, left.labels));
     if (batch.length === 0 && left.value.weight !== undefined)
-      return this.byMatrix(right, left, { ...groups, rows: columns, columns: rows });
-    return this.byBatches(left, right, groups);
+      return this.byMatrix(right, left, groupsOf(right, left, output, right.labels));
+    return this.byBatches(best);
   }
 
   /** x · W, where W is a constant matrix. */
   private byMatrix(x: Labelled, w: Labelled, groups: Groups): Value | undefined {
-    const { rows, columns, inner, output } = groups;
+    const { rows, inner, output } = groups;
+    // of the constant, whose order costs nothing, the one that is wanted
+    const columns = output.filter((label) => groups.columns.includes(label));
     const sizeOf = ({ value, labels }: Labelled, of: readonly string[]): Dim[] =>
       of.map((label) => value.shape?.[labels.indexOf(label)] ?? 1);
     const outer = sizeOf(x, rows);
@@ -155,10 +157,9 @@ class Expansion {
   }
 
   /** Batched products; all rows and columns but the last are axes of size 1 on the other side. */
-  private byBatches(left: Labelled, right: Labelled, groups: Groups): Value | undefined {
-    const { rows, columns, inner, output, batch } = groups;
+  private byBatches(groups: Groups): Value | undefined {
+    const { left, right, rows, columns, inner, output, lead } = groups;
     const [row, column] = [rows.at(-1), columns.at(-1)];
-    const lead = [...batch, ...rows.slice(0, -1), ...columns.slice(0, -1)];
     const a = this.operand(left, [...lead, row ?? ABSENT], inner, []);
     const b = this.operand(right, lead, inner, [column ?? ABSENT]);
     if (a === undefined || b === undefined) return undefined;
@@ -224,6 +225,8 @@ class Expansion {
 const ABSENT = '';
 
 interface Groups {
+  readonly left: Labelled;
+  readonly right: Labelled;
   /** Labels of the left operand alone. */
   readonly rows: readonly string[];
   /** Labels of the right operand alone. */
@@ -233,4 +236,41 @@ interface Groups {
   /** Labels of both that stay. */
   readonly batch: readonly string[];
   readonly output: readonly string[];
+  /** Axes in front of the matrices. */
+  readonly lead: readonly string[];
+  /** How much is transposed. */
+  readonly cost: number;
+}
+
+/** Sorts labels, in a given order as far as it has them. */
+function groupsOf(
+  left: Labelled,
+  right: Labelled,
+  output: readonly string[],
+  order: readonly string[],
+): Groups {
+  const ordered = (labels: readonly string[]): readonly string[] => {
+    const first = order.filter((label) => labels.includes(label));
+    return [...first, ...labels.filter((label) => !first.includes(label))];
+  };
+  const shared = left.labels.filter((label) => right.labels.includes(label));
+  const inner = shared.filter((label) => !output.includes(label));
+  const batch = ordered(shared.filter((label) => output.includes(label)));
+  const rows = ordered(left.labels.filter((label) => !shared.includes(label)));
+  const columns = ordered(right.labels.filter((label) => !shared.includes(label)));
+  const lead = [...batch, ...rows.slice(0, -1), ...columns.slice(0, -1)];
+  const [row, column] = [rows.slice(-1), columns.slice(-1)];
+  const own = (labels: readonly string[], all: readonly string[]): readonly string[] =>
+    all.filter((label) => labels.includes(label));
+  const same = (a: readonly string[], b: readonly string[]): boolean => a.join(' ') === b.join(' ');
+  // the last two axes may trade places in a product's operand, other moves copy more
+  const cost =
+    (same(own(left.labels, [...lead, ...row, ...inner]), left.labels) ? 0 : 2) +
+    (same(own(right.labels, [...lead, ...inner, ...column]), right.labels)
+      ? 0
+      : same(own(right.labels, [...lead, ...column, ...inner]), right.labels)
+        ? 1
+        : 2) +
+    (same([...lead, ...row, ...column], output) ? 0 : 3);
+  return { left, right, rows, columns, inner, batch, output, lead, cost };
 }

@@ -20,18 +20,19 @@ import type { Site } from '../analyze/attention-site.ts';
 import { attentionOps, isAttentionOp, siteOfOp, siteOfScores } from '../analyze/attention-site.ts';
 import { Bookkeeping } from '../analyze/bookkeeping.ts';
 import { NodeOrder } from '../analyze/dominators.ts';
-import type { HeadContext, HeadMap, SourceOrder } from '../analyze/head-map.ts';
-import { readHeads } from '../analyze/head-map.ts';
+import type { HeadContext, HeadMap } from '../analyze/head-map.ts';
+import { isInOrder, readHeads } from '../analyze/head-map.ts';
 import type { RotaryTables } from '../analyze/rotary-tables.ts';
 import { rotaryTables } from '../analyze/rotary-tables.ts';
-import { float, int, ints } from '../ir/attribute.ts';
-import { divideDims } from '../ir/dim.ts';
+import { float, int } from '../ir/attribute.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import { Value as ValueClass } from '../ir/graph.ts';
 import { DEFAULT_CONTEXT_LENGTH } from '../analyze/config.ts';
 import { isNorm, normInputs, normKind } from '../ops/fused-norm.ts';
-import { int64s, writeNumbers } from '../ops/numbers.ts';
+import { writeNumbers } from '../ops/numbers.ts';
 import { internalDomain } from '../ops/quantized.ts';
+import type { ResultPlace } from './attention-rows.ts';
+import { AttentionRows } from './attention-rows.ts';
 import { removeAll } from './fuse-activation.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { replaceByNew } from './replace.ts';
@@ -98,12 +99,14 @@ interface Cached {
 class Fusion {
   private readonly books: Bookkeeping;
   private readonly heads: HeadContext;
+  private readonly rows: AttentionRows;
   private readonly context: PassContext;
   private readonly tables = new Map<string, readonly [cos: Value, sin: Value]>();
 
   constructor(model: Model, context: PassContext) {
     this.books = new Bookkeeping(model);
     this.heads = { books: this.books, order: new NodeOrder() };
+    this.rows = new AttentionRows(this.books, context);
     this.context = context;
   }
 
@@ -164,9 +167,11 @@ class Fusion {
       return stuck('it is causal over keys that it does not cache');
     if (mask === undefined && site.biasScaled)
       return stuck('its mask is scaled, and is more than a mask');
-    const target = site.rows ? [] : this.outputShape(site.output);
-    if (target === undefined) return stuck('its output has two sizes that only a run knows');
-    if (![q.map, k.map, values].every((map) => this.canMaterialize(map)))
+    const place = site.rows
+      ? { output: site.output, target: [], nodes: [] }
+      : this.rows.placeOf(site.output, q.map);
+    if (place === undefined) return stuck('its output has two sizes that only a run knows');
+    if (![q.map, k.map, values].every((map) => this.rows.canMake(map)))
       return stuck('the rows of its queries, keys or values have two sizes that only a run knows');
     this.build({
       site,
@@ -177,7 +182,7 @@ class Fusion {
       rotary,
       mask,
       scale: site.scale * q.map.scale * k.map.scale * (caches === undefined ? 1 : k0.scale),
-      target,
+      place,
     });
     return undefined;
   }
@@ -241,7 +246,7 @@ class Fusion {
         norm: node,
       };
     }
-    if (map.order !== 'bsc' || (x.shape?.length ?? 0) < 3 || map.stride !== map.width) return plain;
+    if (map.order !== 'bsc' || (x.shape?.length ?? 0) < 3 || !isInOrder(map)) return plain;
     // [batch, tokens, heads, width] holds whole rows: the norm's input may be used as it is
     return { map: { ...map, source: x, nodes: new Set([...map.nodes, node]) }, norm: node };
   }
@@ -280,37 +285,27 @@ class Fusion {
       .join()} ${length} ${dims}`;
   }
 
-  /** Sizes to reshape [batch, heads, tokens, width] to: at most one of them open. */
-  private outputShape({ shape }: Value): readonly number[] | undefined {
-    if (shape === undefined || shape.length < 3) return undefined;
-    if (shape.length === 4) return [];
-    let open = 0;
-    const target = shape.map((dim, axis) => {
-      if (typeof dim === 'number') return dim;
-      if (axis === 0 && dim === this.books.batch) return 0;
-      open++;
-      return -1;
-    });
-    return open <= 1 ? target : undefined;
-  }
-
   private build(parts: Parts): void {
-    const { site, q, k, v, caches, mask } = parts;
+    const { site, q, k, v, caches, mask, place } = parts;
     const { rewriter } = this.context;
-    const used = new Set([...site.nodes, ...q.map.nodes, ...k.map.nodes, ...v.nodes]);
+    const used = new Set([
+      ...site.nodes,
+      ...place.nodes,
+      ...q.map.nodes,
+      ...k.map.nodes,
+      ...v.nodes,
+    ]);
     for (const cache of caches ?? []) used.add(cache.concat);
     const { width } = q.map;
     const past = site.cache ?? { key: caches?.[0].past, value: caches?.[1].past };
     const presents = site.cache?.presents ?? caches?.map(({ concat }) => concat.output(0));
-    const anchor = site.output.producer;
+    const anchor = place.output.producer;
     if (anchor === undefined) return;
     rewriter.before(anchor);
     rewriter.deriving([...new Set([...used].flatMap((node) => node.from))], () => {
       const rotary = this.turnedBy(parts);
       const inputs = [
-        this.materialized(q.map),
-        this.materialized(k.map),
-        this.materialized(v),
+        ...[q.map, k.map, v].map((map) => this.rows.of(map, used)),
         past.key,
         past.value,
         rotary?.cos,
@@ -343,92 +338,20 @@ class Fusion {
         },
         { domain: internalDomain, outputs: presents === undefined ? 1 : 3, name: site.at.name },
       );
-      const y = site.rows ? node.output(0) : this.apart(node, q.map, parts.target);
+      const y = site.rows ? node.output(0) : this.rows.apart(node.output(0), q.map, place.target);
       presents?.forEach((present, index) => {
         if (present !== undefined) replaceByNew(rewriter, present, node.output(index + 1));
       });
-      replaceByNew(rewriter, site.output, y);
+      replaceByNew(rewriter, place.output, y);
     });
     removeAll(used, this.context);
     this.context.count(presents === undefined ? 'attention' : 'attention-with-cache');
-  }
-
-  /** Rows of tokens as heads apart, in the shape that the rest of the graph reads. */
-  private apart(node: Node, { heads, width }: HeadMap, target: readonly number[]): Value {
-    const { rewriter } = this.context;
-    const split = rewriter.op('Reshape', [
-      node.output(0),
-      this.shapeConstant(node, [0, 0, heads, width]),
-    ]);
-    const turned = rewriter.op('Transpose', [split], { perm: ints([0, 2, 1, 3]) });
-    if (target.length === 0) return turned;
-    return rewriter.op('Reshape', [turned, this.shapeConstant(node, target)]);
   }
 
   private turnedBy({ site, rotary }: Parts): Site['rotary'] {
     if (rotary === undefined) return site.rotary;
     const [cos, sin] = this.tableValues(rotary);
     return { cos, sin, dims: rotary.dims, interleaved: rotary.interleaved };
-  }
-
-  private shapeConstant(node: Node, sizes: readonly number[]): Value {
-    return this.context.rewriter.constant(`${node.output(0).name}_shape`, int64s(sizes));
-  }
-
-  /** Heads as [batch, tokens, heads * width]. */
-  private materialized(map: HeadMap): Value {
-    const { rewriter } = this.context;
-    const { source, order, offset, stride, columns, heads, width } = map;
-    const constant = (what: string, values: readonly number[]): Value =>
-      rewriter.constant(`${source.name}_${what}`, int64s(values));
-    if (order === 'bhsd') {
-      const turned = rewriter.op('Transpose', [source], { perm: ints([0, 2, 1, 3]) });
-      return rewriter.op('Reshape', [turned, constant('rows', [0, 0, heads * width])]);
-    }
-    let rows = source;
-    if (source.shape?.length !== 3 || source.shape[2] !== columns) {
-      const outer = source.shape?.length === 2 ? this.outerSizes(source, order) : [0, -1];
-      rows = rewriter.op('Reshape', [source, constant('rows', [...outer, columns])]);
-    }
-    if (order === 'sbc') rows = rewriter.op('Transpose', [rows], { perm: ints([1, 0, 2]) });
-    if (stride !== width) {
-      const split = rewriter.op('Reshape', [
-        rows,
-        constant('groups', [0, 0, columns / stride, stride]),
-      ]);
-      const part = this.sliced(split, offset % stride, width, 3);
-      return rewriter.op('Reshape', [part, constant('rows', [0, 0, heads * width])]);
-    }
-    return offset === 0 && columns === heads * width
-      ? rows
-      : this.sliced(rows, offset, heads * width, 2);
-  }
-
-  /** Whether one constant can name the shape of {@link materialized}. */
-  private canMaterialize({ source, order }: HeadMap): boolean {
-    const rank = source.shape?.length;
-    if (order === 'bhsd') return rank === 4;
-    return rank !== 2 || this.outerSizes(source, order).filter((size) => size === -1).length < 2;
-  }
-
-  /** Sizes of the leading axes of a source whose rows are flattened; -1 for open ones. */
-  private outerSizes(source: Value, order: SourceOrder): readonly number[] {
-    const { batch } = this.books;
-    const tokens = divideDims(source.shape?.[0] ?? 1, batch);
-    const [b, t] = [batch, tokens].map((size) => (typeof size === 'number' ? size : -1));
-    return order === 'sbc' ? [t ?? -1, b ?? -1] : [b ?? -1, t ?? -1];
-  }
-
-  private sliced(x: Value, from: number, count: number, axis: number): Value {
-    const { rewriter } = this.context;
-    const constant = (what: string, value: number): Value =>
-      rewriter.constant(`${x.name}_${what}`, int64s([value]));
-    return rewriter.op('Slice', [
-      x,
-      constant('start', from),
-      constant('end', from + count),
-      constant('axis', axis),
-    ]);
   }
 
   private tableValues({ tables, key }: Turned): readonly [Value, Value] {
@@ -477,10 +400,14 @@ class Fusion {
 }
 
 /** [batch, heads, tokens, width]; with one head that is the same as tokens first. */
-function isCacheLayout({ source, order, heads, offset, columns, width }: HeadMap): boolean {
+function isCacheLayout({ source, order, heads, places, columns, width }: HeadMap): boolean {
   if (order === 'bhsd') return true;
   return (
-    order === 'bsc' && heads === 1 && offset === 0 && columns === width && source.shape?.[1] === 1
+    order === 'bsc' &&
+    heads === 1 &&
+    places[0] === 0 &&
+    columns === width &&
+    source.shape?.[1] === 1
   );
 }
 
@@ -500,5 +427,5 @@ interface Parts {
   readonly rotary: Turned | undefined;
   readonly mask: MaskFound | undefined;
   readonly scale: number;
-  readonly target: readonly number[];
+  readonly place: ResultPlace;
 }

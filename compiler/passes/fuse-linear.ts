@@ -3,6 +3,7 @@
  *
  *     MatMul(x, w), Gemm(x, w, b), MatMul(x, Transpose(w))     ->   fettle.Linear(x, w, b)
  *     Add(Linear(x, w), b)                                     ->   fettle.Linear(x, w, b)
+ *     Add(Reshape(Linear(x, w)), b)                            ->   Reshape(fettle.Linear(x, w, b))
  *     Activation(Linear(x, w, b))                              ->   fettle.Linear(x, w, b) {activation}
  *     Add(Linear(x, w, b), r)                                  ->   fettle.Linear(x, w, b, r)
  *
@@ -20,6 +21,7 @@ import { activationChoice, isActivation } from '../ops/fused-activation.ts';
 import { isLinear } from '../ops/fused-linear.ts';
 import { activationNameOf } from '../ops/activation-table.ts';
 import { internalDomain, isDequantize } from '../ops/quantized.ts';
+import { biasBehindView } from './bias-behind-view.ts';
 import { uniformValueOf } from './constants.ts';
 import { activationAttributes } from './fuse-activation.ts';
 import type { Pass, PassContext } from './pass.ts';
@@ -149,7 +151,7 @@ function fromAdd(node: Node, context: PassContext): void {
       if (addBias(node, inner, other, context)) return;
     } else if (addResidual(node, inner, other, context)) return;
   }
-  if (met) return;
+  if (met || biasBehindView(node, context)) return;
   const rule = a.weight === undefined && b.weight === undefined ? 'residual' : 'bias';
   context.miss(rule, node, 'neither operand is a fused linear layer');
 }

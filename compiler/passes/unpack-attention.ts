@@ -16,9 +16,9 @@
  */
 import type { Attributes } from '../ir/attribute.ts';
 import { int, ints } from '../ir/attribute.ts';
-import { divideDims } from '../ir/dim.ts';
+import { divideDims, sizeOf } from '../ir/dim.ts';
 import type { Node, Value } from '../ir/graph.ts';
-import { filled, int64s } from '../ops/numbers.ts';
+import { filled, int64s, readNumbers, writeNumbers } from '../ops/numbers.ts';
 import { dtypes } from '../../runtime/tensor.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { removeIfUnused, replaceByNew } from './replace.ts';
@@ -47,6 +47,14 @@ export function unpackAttention(): Pass {
 
 /** Nothing is packed. */
 const NOTHING = '';
+
+/** A tensor that holds one or more of queries, keys and values. */
+interface Packed {
+  readonly value: Value;
+  readonly count: number;
+  /** Rows of each, when a bias has been added. */
+  readonly finish: (value: Value) => readonly Value[];
+}
 
 interface Rule {
   readonly name: string;
@@ -117,22 +125,36 @@ class Unpacking {
     if (!packed && bias === undefined && (form === 'none' || form === 'keys')) return NOTHING;
     if (node.inputs[8] !== undefined) return 'past and present share a buffer';
     if (form === 'unknown') return `what its mask of shape [${mask?.shape}] hides is not known`;
+    const numbers = bias?.weight && readNumbers(bias.weight.tensor());
+    if (bias !== undefined && numbers === undefined) return 'its bias is no constant';
+    this.context.rewriter.before(node);
     const parts = this.parts(query, key, value, heads);
     if (parts === undefined) return 'the width of its heads is not known';
-    this.context.rewriter.before(node);
-    const apart = parts.map((part) => part?.());
-    const widths = apart.map((part) => part?.shape?.at(-1));
-    // keys with heads apart are a cache that has its bias already
     const isCache = key?.shape?.length === 4;
     let from = 0;
-    const biased = apart.map((part, index) => {
-      const width = isCache && index > 0 ? 0 : widths[index];
-      if (part === undefined || typeof width !== 'number' || width === 0 || bias === undefined)
-        return part;
-      const range = this.sliced(bias, from, from + width);
-      from += width;
-      return this.op('Add', [part, range]);
-    });
+    const biased = parts
+      .map(({ value: part, count, finish }, index) => {
+        const columns = sizeOf(part.shape?.slice(2) ?? []);
+        // keys with heads apart are a cache that has its bias already
+        if (bias === undefined || typeof columns !== 'number' || (isCache && index > 0))
+          return finish(part);
+        // a bias is packed by part, the rows by head
+        const width = columns / count / heads;
+        const own = numbers?.slice(from, (from += columns));
+        const row = Float64Array.from({ length: columns }, (_, index) => {
+          const [head, slot] = [
+            Math.floor(index / width / count),
+            Math.floor(index / width) % count,
+          ];
+          return own?.[(slot * heads + head) * width + (index % width)] ?? 0;
+        });
+        const shape = count === 1 ? [columns] : [heads, count, width];
+        const term = writeNumbers(bias.dtype ?? 'f32', shape, row);
+        return finish(
+          this.op('Add', [part, this.context.rewriter.constant(`${bias.name}_part`, term)]),
+        );
+      })
+      .flat();
     const made = this.attention(
       [
         ...biased,
@@ -192,28 +214,35 @@ class Unpacking {
     return undefined;
   }
 
-  /** How to make q, k and v as rows, or keys with heads apart; undefined when widths are not known. */
+  /** Tensors that hold q, k and v, and how to make rows of them; undefined when a width is not known. */
   private parts(
     query: Value,
     key: Value | undefined,
     value: Value | undefined,
     heads: number,
-  ): readonly ((() => Value) | undefined)[] | undefined {
-    const as = (x: Value | undefined): (() => Value) | undefined => x && ((): Value => x);
-    const from = (packed: Value, index: number): (() => Value) | undefined => {
-      const width = packed.shape?.[4];
+  ): readonly Packed[] | undefined {
+    const whole = (x: Value): Packed => ({ value: x, count: 1, finish: (made) => [made] });
+    const packed = (x: Value, count: number): Packed | undefined => {
+      const width = x.shape?.[4];
       if (typeof width !== 'number') return undefined;
-      return () => {
-        const part = this.op('Gather', [packed, this.scalar(index)], { axis: int(3) });
-        return this.reshaped(part, [0, 0, heads * width]);
+      const part = (made: Value, index: number): Value =>
+        this.reshaped(this.op('Gather', [made, this.scalar(index)], { axis: int(3) }), [
+          0,
+          0,
+          heads * width,
+        ]);
+      return {
+        value: x,
+        count,
+        finish: (made) => Array.from({ length: count }, (_, index) => part(made, index)),
       };
     };
     const all =
       query.shape?.length === 5
-        ? [from(query, 0), from(query, 1), from(query, 2)]
+        ? [packed(query, 3)]
         : key?.shape?.length === 5
-          ? [as(query), from(key, 0), from(key, 1)]
-          : [as(query), as(key), as(value)];
+          ? [whole(query), packed(key, 2)]
+          : [query, key, value].map((x) => x && whole(x));
     return all.every((part) => part !== undefined) ? all : undefined;
   }
 

@@ -59,6 +59,27 @@ export function joined(weights: readonly Weight[], axis: number): Weight {
   });
 }
 
+/**
+ * Rows or columns of an f32 constant in another order, read when they are needed.
+ *
+ * @param axis - 0 or 1; 0 for a vector
+ * @param wanted - which ones, in order
+ */
+export function pickedColumns(weight: Weight, axis: number, wanted: readonly number[]): Weight {
+  const { shape } = weight;
+  const width = shape.length === 1 ? 1 : (shape[1] ?? 1);
+  if (axis === 1)
+    return byRows(shape[0] ?? 1, wanted.length, (row, count) =>
+      rowsOf(weight, row, count, width).map((line) =>
+        Float32Array.from(wanted, (column) => line[column] ?? 0),
+      ),
+    );
+  const rows = byRows(wanted.length, width, (row, count) =>
+    wanted.slice(row, row + count).flatMap((from) => rowsOf(weight, from, 1, width)),
+  );
+  return shape.length === 1 ? rows.reshaped([wanted.length]) : rows;
+}
+
 /** Rows of an f32 matrix as arrays. */
 function rowsOf(weight: Weight, row: number, count: number, width: number): Float32Array[] {
   const bytes = weight.bytes(row * width * BYTES, count * width * BYTES);
