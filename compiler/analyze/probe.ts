@@ -10,7 +10,7 @@ import type { Dim, Shape } from '../ir/dim.ts';
 import { substituteDim } from '../ir/dim.ts';
 import { evaluateNode } from '../ir/evaluate.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
-import { int64s } from '../ops/numbers.ts';
+import { int64s, isFloat, readNumbers, writeNumbers } from '../ops/numbers.ts';
 
 /** Sizes by symbol, and contents by value. */
 export interface ProbeInputs {
@@ -18,6 +18,11 @@ export interface ProbeInputs {
   readonly sizes: ReadonlyMap<string, number>;
   /** Contents of values; what they are computed from is not looked at. */
   readonly given: ReadonlyMap<Value, Tensor>;
+  /**
+   * Whether to compute in doubles whatever the model computes in, so that what a piece of graph means is
+   * not blurred by its rounding. Given contents of floats have to be f64 then. Default false.
+   */
+  readonly exact?: boolean;
 }
 
 /**
@@ -28,7 +33,7 @@ export interface ProbeInputs {
 export function probe(model: Model, wanted: Value, inputs: ProbeInputs): Tensor | undefined {
   const known = new Map(inputs.given);
   try {
-    return compute(model, wanted, inputs.sizes, known);
+    return compute(model, wanted, inputs, known);
   } catch {
     // sizes that an op refuses (an index outside its table) are an answer too: not computable
     return undefined;
@@ -52,13 +57,14 @@ export function knownShape(
 function compute(
   model: Model,
   value: Value,
-  sizes: ReadonlyMap<string, number>,
+  inputs: ProbeInputs,
   known: Map<Value, Tensor>,
 ): Tensor | undefined {
+  const { sizes, exact = false } = inputs;
   const done = known.get(value);
   if (done !== undefined) return done;
   if (value.weight !== undefined) {
-    const tensor = value.weight.tensor();
+    const tensor = exact ? widened(value.weight.tensor()) : value.weight.tensor();
     known.set(value, tensor);
     return tensor;
   }
@@ -72,9 +78,14 @@ function compute(
   }
   const tensors: (Tensor | undefined)[] = [];
   for (const input of node.inputs) {
-    const tensor = input && compute(model, input, sizes, known);
+    const tensor = input && compute(model, input, inputs, known);
     if (input !== undefined && tensor === undefined) return undefined;
     tensors.push(tensor);
+  }
+  const [only] = tensors;
+  if (exact && isCast(node) && only?.dtype === 'f64' && isFloat(value.dtype ?? 'f64')) {
+    known.set(value, only);
+    return only;
   }
   const results = evaluateNode(node, model, tensors);
   node.outputs.forEach((output, index) => {
@@ -82,6 +93,15 @@ function compute(
     if (output !== undefined && tensor !== undefined) known.set(output, tensor);
   });
   return known.get(value);
+}
+
+function isCast(node: Node): boolean {
+  return node.op === 'Cast' && node.domain === '';
+}
+
+function widened(tensor: Tensor): Tensor {
+  if (!isFloat(tensor.dtype) || tensor.dtype === 'f64') return tensor;
+  return writeNumbers('f64', tensor.shape, Float64Array.from(readNumbers(tensor)));
 }
 
 function isShape(node: Node): boolean {

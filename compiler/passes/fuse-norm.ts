@@ -6,9 +6,10 @@
  *     SkipSimplifiedLayerNormalization(x, s, g)                             ->   fettle.Norm(x, g, , s), and the sum
  *
  * Spread-out norms are recognised by meaning: what lies between the end of the chain and the one value it
- * depends on is evaluated on chosen rows. Norms are odd functions apart from their bias, so the rows v
- * and -v give gain and bias (casts, 1 + g and sqrt(D) factors included), and further rows, tiny ones
- * among them, show the kind and the epsilon. Refuses what has the parts of a norm and is none.
+ * depends on is evaluated on chosen rows, in doubles. Norms are odd functions apart from their bias, so
+ * the rows v and -v give gain and bias (casts, 1 + g and sqrt(D) factors included) exactly, and further
+ * rows, tiny ones among them, show the kind and the epsilon. Refuses what has the parts of a norm and is
+ * none.
  *
  * Source: https://arxiv.org/abs/1607.06450, https://arxiv.org/abs/1910.07467; the fused ops are those of
  * ONNX 17 and 23 and of onnxruntime's ContribOperators.md.
@@ -250,12 +251,12 @@ function normInputsOf(node: Node): readonly Value[] | undefined {
 interface Found {
   readonly kind: NormKind;
   readonly epsilon: number;
-  readonly gain: Float32Array;
-  readonly bias: Float32Array;
+  readonly gain: Float64Array;
+  readonly bias: Float64Array;
 }
 
-/** Relative difference of spellings in f32; f16 statistics are coarser. */
-const SAME = 1e-4;
+/** Relative difference of spellings: constants are rounded to f32 and f16, sums are in doubles. */
+const SAME = 1e-6;
 
 function recognise(
   model: Model,
@@ -271,8 +272,8 @@ function recognise(
     const data = new Float64Array(rows.length * columns);
     rows.forEach((row, index) => data.set(row, index * columns));
     const shape = [...Array.from({ length: rank - 2 }, () => 1), rows.length, columns];
-    const input = writeNumbers('f32', shape, data);
-    const got = probe(model, root, { sizes: new Map(), given: new Map([[x, input]]) });
+    const given = new Map([[x, writeNumbers('f64', shape, data)]]);
+    const got = probe(model, root, { sizes: new Map(), given, exact: true });
     return got?.data.length === data.length ? Float64Array.from(readNumbers(got)) : undefined;
   };
   const rows = sampleRows(columns);
@@ -307,10 +308,10 @@ function parametersOf(
   both: Float64Array,
   normalized: Float64Array,
   columns: number,
-): { gain: Float32Array; bias: Float32Array } | undefined {
+): { gain: Float64Array; bias: Float64Array } | undefined {
   const rows = normalized.length / columns;
-  const gain = new Float32Array(columns);
-  const bias = new Float32Array(columns);
+  const gain = new Float64Array(columns);
+  const bias = new Float64Array(columns);
   for (let column = 0; column < columns; column++) {
     const [plus = 0, minus = 0] = [both[column], both[columns + column]];
     bias[column] = (plus + minus) / 2;
@@ -356,15 +357,10 @@ function replace(
   const { producer } = root;
   if (producer === undefined) return;
   rewriter.before(producer);
-  // a row is gain * x + bias in f32, so the larger of the two decides how exact both were recovered
-  const size = [...found.gain, ...found.bias].reduce(
-    (most, value) => Math.max(most, Math.abs(value)),
-    0,
-  );
-  const one = found.gain.every((value) => Math.abs(value - 1) <= 1e-6);
-  const none = found.bias.every((value) => Math.abs(value) <= 1e-7);
-  const gain = one ? undefined : parameter(found.gain, size, nodes, `${root.name}_gain`, context);
-  const bias = none ? undefined : parameter(found.bias, size, nodes, `${root.name}_bias`, context);
+  const [gain, bias] = [
+    parameter(found.gain, 1, nodes, `${root.name}_gain`, context),
+    parameter(found.bias, 0, nodes, `${root.name}_bias`, context),
+  ];
   const from = [...new Set([...nodes].flatMap((node) => node.from))];
   const y = rewriter.op('Norm', trimmed([x, gain, bias]), attributesOf(found.kind, found.epsilon), {
     domain: internalDomain,
@@ -375,30 +371,23 @@ function replace(
   context.count(found.kind);
 }
 
-/** The constant of the model that a recovered parameter is, the nearest of several, or a new one. */
+/** The constant of the model that a parameter is, a new one, or none when it is `neutral` throughout. */
 function parameter(
-  values: Float32Array,
-  size: number,
+  exact: Float64Array,
+  neutral: number,
   nodes: ReadonlySet<Node>,
   name: string,
   context: PassContext,
-): Value {
-  let nearest: Value | undefined;
-  let smallest = 1;
+): Value | undefined {
+  // half the difference of two rows of about 1, in doubles: what is smaller is no bias
+  const values = Float32Array.from(exact, (value) => (Math.abs(value) < 1e-14 ? 0 : value));
+  if (values.every((value) => value === neutral)) return undefined;
   for (const node of nodes)
     for (const input of node.inputs) {
       if (input?.weight?.dtype !== 'f32' || input.weight.shape.length !== 1) continue;
       if (input.weight.shape[0] !== values.length) continue;
       const given = readNumbers(input.weight.tensor());
-      // recovered through f32 rows of about 1, so off by some units in the last place of the sums
-      const error = values.reduce((most, value, i) => {
-        const allowed = 1e-5 * Math.abs(value) + size * 2e-6;
-        return Math.max(most, Math.abs(value - (given[i] ?? Infinity)) / allowed);
-      }, 0);
-      if (error <= smallest) [nearest, smallest] = [input, error];
+      if (values.every((value, i) => value === given[i])) return input;
     }
-  return (
-    nearest ??
-    context.rewriter.constant(name, tensor('f32', [values.length], Float32Array.from(values)))
-  );
+  return context.rewriter.constant(name, tensor('f32', [values.length], values));
 }
