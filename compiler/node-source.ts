@@ -10,7 +10,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { builtinFolder } from '../models/builtin.ts';
 import { hubConfig, hubGenerationConfig } from '../models/hub-config.ts';
-import { GENERATOR_VERSION, generatedModel } from '../models/index.ts';
+import { GENERATOR_VERSION, generatedEncoders, generatedModel } from '../models/index.ts';
 import { FettleError } from '../runtime/errors.ts';
 import type { DownloadOptions, DownloadResult } from './node-download.ts';
 import { download } from './node-download.ts';
@@ -79,12 +79,20 @@ export function defaultCacheFolder(
 }
 
 function generatedSource(reference: string): ModelSource {
-  const generated = generatedModel(reference);
-  const { config, name, spelling } = generated;
+  const generated = generatedEncoders.get(reference) ?? generatedModel(reference);
+  const { config, name } = generated;
+  const decoder = 'spelling' in generated ? generated : undefined;
+  const spelling = decoder?.spelling.name;
   return {
     reference,
     name,
-    config: { config: hubConfig(config), generationConfig: hubGenerationConfig(config) },
+    config:
+      decoder === undefined
+        ? {}
+        : {
+            config: hubConfig(decoder.config),
+            generationConfig: hubGenerationConfig(decoder.config),
+          },
     text: undefined,
     read: () => generated.build(),
     bytes: () =>
@@ -96,7 +104,7 @@ function generatedSource(reference: string): ModelSource {
     sha256: () =>
       sha256(
         new TextEncoder().encode(
-          JSON.stringify({ generator: GENERATOR_VERSION, name, spelling: spelling.name, config }),
+          JSON.stringify({ generator: GENERATOR_VERSION, name, spelling, config }),
         ),
       ),
   };

@@ -6,6 +6,8 @@ import type { Model } from '../compiler/ir/graph.ts';
 import { FettleError, nearest } from '../runtime/errors.ts';
 import type { DecoderConfig } from './decoder-config.ts';
 import { buildDecoder } from './decoder.ts';
+import type { EncoderConfig } from './encoder.ts';
+import { buildEncoder, shapeEncoders } from './encoder.ts';
 import { microDecoders } from './micro.ts';
 import { shapeDecoders } from './shapes.ts';
 import { spellings } from './spelling/index.ts';
@@ -34,6 +36,26 @@ export const generatedDecoders: ReadonlyMap<string, DecoderConfig> = new Map([
   ...Object.entries(microDecoders).map(([name, config]) => [`micro:${name}`, config] as const),
 ]);
 
+/** An encoder that is made when asked for. */
+export interface GeneratedEncoder {
+  /** What the user writes. */
+  readonly reference: string;
+  /** Name for files and reports: the reference without its prefix. */
+  readonly name: string;
+  /** Sizes. */
+  readonly config: EncoderConfig;
+  /** Makes the model; weights are generated when read. */
+  build(): Model;
+}
+
+/** Generated encoders by reference: `shape:minilm`. */
+export const generatedEncoders: ReadonlyMap<string, GeneratedEncoder> = new Map(
+  Object.entries(shapeEncoders).map(([name, config]) => {
+    const reference = `shape:${name}`;
+    return [reference, { reference, name, config, build: () => buildEncoder(name, config) }];
+  }),
+);
+
 /**
  * Finds a generated model.
  *
@@ -46,7 +68,11 @@ export const generatedDecoders: ReadonlyMap<string, DecoderConfig> = new Map([
 export function generatedModel(reference: string): GeneratedModel {
   const [base, spellingName] = splitSpelling(reference);
   const config = generatedDecoders.get(base);
-  if (config === undefined) throw unknown('generated model', base, [...generatedDecoders.keys()]);
+  if (config === undefined)
+    throw unknown('generated model', base, [
+      ...generatedDecoders.keys(),
+      ...generatedEncoders.keys(),
+    ]);
   const spelling =
     spellingName === undefined ? spellings[0] : spellings.find(({ name }) => name === spellingName);
   if (spelling === undefined)

@@ -4,6 +4,7 @@
  */
 import type { EncodedPlan } from '../../compiler/lower/encode-plan.ts';
 import type { DecoderSpec } from '../../runtime/manifest.ts';
+import type { Plan } from '../../runtime/plan.ts';
 import { decodePlan } from '../../runtime/plan.ts';
 import { Executor } from '../../runtime/wasm/executor.ts';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
@@ -31,22 +32,36 @@ export interface PlanTrace {
 
 const PAGE_BYTES = 65536;
 
-/** Feeds ids to a fresh cache, one step at a time. */
-export async function tracePlan(
-  plan: EncodedPlan,
-  decoder: DecoderSpec,
-  ids: readonly number[],
-  variant: KernelVariant = 'simd',
-): Promise<PlanTrace> {
-  const decoded = decodePlan(plan.bytes, 'plan.bin');
-  const { layout } = decoded;
+/** A plan with its weights in memory, ready to run. */
+export interface LoadedPlan {
+  readonly plan: Plan;
+  readonly memory: WebAssembly.Memory;
+  readonly kernels: KernelExports;
+}
+
+/** Puts a plan and its weights into a memory of its own. */
+export async function loadPlan(encoded: EncodedPlan, variant: KernelVariant): Promise<LoadedPlan> {
+  const plan = decodePlan(encoded.bytes, 'plan.bin');
+  const { layout } = plan;
   const pages = Math.ceil(layout.memoryBytes / PAGE_BYTES);
   const memory = new WebAssembly.Memory({ initial: pages, maximum: pages });
   const kernels = await instantiateKernels(await compileKernels(variant), memory);
   const bytes = new Uint8Array(memory.buffer);
-  bytes.set(decoded.words, layout.image);
-  for (const { weight, offset } of plan.weights.placed)
+  bytes.set(plan.words, layout.image);
+  for (const { weight, offset } of encoded.weights.placed)
     bytes.set(weight.bytes(), layout.weights.address + offset);
+  return { plan, memory, kernels };
+}
+
+/** Feeds ids to a fresh cache, one step at a time. */
+export async function tracePlan(
+  encoded: EncodedPlan,
+  decoder: DecoderSpec,
+  ids: readonly number[],
+  variant: KernelVariant = 'simd',
+): Promise<PlanTrace> {
+  const { plan, memory, kernels } = await loadPlan(encoded, variant);
+  const { layout } = plan;
 
   const rows = new Map<number, QuantizedRows>();
   const stepping: KernelExports = {
@@ -78,7 +93,7 @@ export async function tracePlan(
     }
   }
 
-  const executor = new Executor(decoded, memory, stepping, undefined);
+  const executor = new Executor(plan, memory, stepping, undefined);
   const cache = { holder: undefined };
   const sequence = new WasmSequence({ executor, layout, decoder, cache });
   const logits = await sequence.feed(ids, true);
