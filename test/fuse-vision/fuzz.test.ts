@@ -6,24 +6,23 @@ import type { Model } from '../../compiler/ir/graph.ts';
 import { printModel } from '../../compiler/ir/print.ts';
 import { verifyModel } from '../../compiler/ir/verify.ts';
 import { lowerForOrt } from '../../compiler/lower/ort.ts';
-import { passes, pipelineFrom } from '../../compiler/passes.ts';
+import { pipelineFrom } from '../../compiler/passes.ts';
 import { runPasses } from '../../compiler/run-passes.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
 import { ortWasm } from '../../targets/index.ts';
 import { expectSame } from '../support/expect-same.ts';
+import { fusionPasses } from '../support/fusion-passes.ts';
 import { randomNetwork } from '../support/random-network.ts';
 import { random } from '../support/rng.ts';
 import { seededInputs } from '../support/seeded-inputs.ts';
 
 const GRAPHS = 500;
 
-/** Every fusion and every exact rewrite of linear ops, as they are listed. */
-const fusions = passes
-  .map(({ name }) => name)
-  .filter((name) => /^(fuse-|fold-(?!constants)|merge-|sink-|reassociate-)/.test(name));
-
-/** What fusion may change: 1e-4 of the range. Outputs are tangents, in [-1, 1]; most differ by 1e-6. */
-const TOLERANCE = 1e-4;
+/**
+ * What fusion may change. Outputs are tangents, in [-1, 1], of numbers up to about 4 behind some 20 ops, of
+ * which each rounds to 6e-8: 20 * 4 * 6e-8. Seen is 2.1e-6.
+ */
+const TOLERANCE = 5e-6;
 
 function agree(
   model: Model,
@@ -69,11 +68,12 @@ async function checkOrder(
 const first = Number(process.env['SEED'] ?? 1);
 
 test(`${GRAPHS} random networks compute the same after every fusion in random order`, async () => {
-  for (let seed = first; seed < first + GRAPHS; seed++) await checkOrder(seed, fusions, () => {});
+  for (let seed = first; seed < first + GRAPHS; seed++)
+    await checkOrder(seed, fusionPasses, () => {});
 });
 
 test('random networks compute the same when their convolutions are fused and expanded', async () => {
-  const names = fusions.filter((name) => !/linear|gated|norm|attention|layout|qkv/.test(name));
+  const names = fusionPasses.filter((name) => !/linear|gated|norm|attention|layout|qkv/.test(name));
   for (let seed = first; seed < first + GRAPHS / 10; seed++)
     await checkOrder(seed, names, (model) => lowerForOrt(model, ortWasm));
 });

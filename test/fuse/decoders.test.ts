@@ -19,33 +19,9 @@ import { microDecoders } from '../../models/micro.ts';
 import { spellings } from '../../models/spelling/index.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
 import { ortWasm } from '../../targets/ort-wasm.ts';
+import { callInputs, inputsOf } from '../support/decoder-call.ts';
 import { expectSame } from '../support/expect-same.ts';
 import { runOnOrt } from '../support/ort-run.ts';
-import { seededInputs } from '../support/seeded-inputs.ts';
-
-const sizes = {
-  batch_size: 1,
-  sequence_length: 3,
-  past_sequence_length: 4,
-  total_sequence_length: 7,
-};
-
-/** Inputs of a call in which no token is padding. */
-function callInputs(model: Model): Map<string, Tensor> {
-  const inputs = seededInputs(model, 3, sizes);
-  for (const [name, { data }] of inputs) {
-    if (!(data instanceof BigInt64Array)) continue;
-    if (name.includes('mask')) data.fill(1n);
-    if (name.includes('position')) data.forEach((_, index) => (data[index] = BigInt(4 + index)));
-  }
-  return inputs;
-}
-
-/** Those that a model still has. */
-function inputsOf(model: Model, inputs: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
-  const names = new Set(model.graph.inputs.map(({ name }) => name));
-  return new Map([...inputs].filter(([name]) => names.has(name)));
-}
 
 async function fused(
   name: MicroName,
