@@ -72,9 +72,11 @@ export interface PlanLayout {
   readonly body: PlanSegment;
   /** Steps from rows of the body to the logits; S are rows, P is the first one. */
   readonly head?: PlanSegment;
+  /** Steps that run once, when the weights are in memory: what is unpacked into the state. */
+  readonly init?: PlanSegment;
   readonly inputs: readonly PlanTensor[];
   readonly outputs: readonly PlanTensor[];
-  /** Steps of body and head, for people and profiles. */
+  /** Steps of body, head and init, for people and profiles. */
   readonly steps: readonly {
     readonly kernel: string;
     readonly node: string;
@@ -150,6 +152,7 @@ function readLayout(root: Checked, wordBytes: number): PlanLayout {
     inPlace: root.get('inPlace').integer(),
     body: segment(root.get('body')),
     ...(root.has('head') ? { head: segment(root.get('head')) } : {}),
+    ...(root.has('init') ? { init: segment(root.get('init')) } : {}),
     inputs: root.get('inputs').list((item) => tensorSpec(item, memoryBytes)),
     outputs: root.get('outputs').list((item) => tensorSpec(item, memoryBytes)),
     steps: root.get('steps').list(

@@ -33,9 +33,9 @@ export const wasm: Target = {
     'insert-kv-cache',
     // last, for elementwise ops are parts of what the others look for
     'fuse-expression',
-    // After everything that folds or merges constants. Convolutions are computed from f32 filters: codes
-    // would lose quality and save nothing.
-    ['quantize-weights', { convolutions: 'none' }],
+    // After everything that folds or merges constants. Convolutions are computed from f32 filters, which a
+    // plan unpacks when it is loaded: codes make the download smaller.
+    'quantize-weights',
     // a matrix that was stored twice, once transposed, now has the same codes twice
     'deduplicate-weights',
     'eliminate-dead',

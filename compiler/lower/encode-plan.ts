@@ -53,7 +53,7 @@ export function encodePlan(lowering: Lowering, { headRows, outputs }: EncodeOpti
   const { chunk, context, threads } = lowering.sizes;
   const bytesOf = mostBytes(chunk, context, headRows);
   const arena = planArena(lowering.steps, bytesOf);
-  const segments = (['body', 'head'] as const).map(
+  const segments = (['body', 'head', 'init'] as const).map(
     (segment) => new SegmentWords(lowering.steps.filter((step) => step.segment === segment)),
   );
   const codes = lowering.codes;
@@ -103,7 +103,7 @@ export function encodePlan(lowering: Lowering, { headRows, outputs }: EncodeOpti
     image.set(code.words ?? [], word);
     word += code.words?.length ?? 0;
   }
-  const [body, head] = spans;
+  const [body, head, init] = spans;
   if (body === undefined) throw new RangeError('a plan without a body');
   const region = (address: number, bytes: number): PlanLayout['arena'] => ({ address, bytes });
   const layout: PlanLayout = {
@@ -121,6 +121,7 @@ export function encodePlan(lowering: Lowering, { headRows, outputs }: EncodeOpti
     inPlace: arena.inPlace,
     body,
     ...(head === undefined || headRows === 0 ? {} : { head }),
+    ...(init === undefined || init.steps === 0 ? {} : { init }),
     inputs: lowering.model.graph.inputs
       .filter((input) => !lowering.caches.has(input.name))
       .map((input) => tensorAt(input, lowering.placeOf(input), addresses)),
@@ -164,6 +165,7 @@ function mostBytes(chunk: number, context: number, rows: number): (buffer: Buffe
       [1, 0],
       [rows, 0],
     ],
+    init: [[1, 0]],
   };
   return ({ bytes, segment }) =>
     // sizes are linear in S and in P: the largest is at a corner

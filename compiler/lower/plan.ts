@@ -41,8 +41,11 @@ export interface Buffer {
   output?: boolean;
 }
 
-/** Steps before the logits, which run for every token, and those that run for chosen rows only. */
-export type Segment = 'body' | 'head';
+/**
+ * Steps before the logits, which run for every token; those that run for chosen rows only; and those that
+ * run once, when the plan is loaded.
+ */
+export type Segment = 'body' | 'head' | 'init';
 
 /** A byte in a buffer. */
 export interface Address {

@@ -16,7 +16,7 @@ import type { Address, Word } from './plan.ts';
 import { addressOf, P, shifted } from './plan.ts';
 import type { Lowering, Place } from './wasm-context.ts';
 import { f32, Unsupported } from './wasm-context.ts';
-import { broadcastTo } from './wasm-movement.ts';
+import { broadcastTo, move } from './wasm-movement.ts';
 
 /** Heads in rows: `row` bytes from token to token. */
 interface Heads {
@@ -28,16 +28,20 @@ interface Heads {
 
 /** Lowers fettle.Attention. */
 export function lowerAttention(lowering: Lowering, node: Node): void {
-  const attributes = readAttention(node);
+  const given = readAttention(node);
+  // the kernel reads four columns at a time: other heads are copied with zeros behind them
+  const attributes = { ...given, headSize: Math.ceil(given.headSize / 4) * 4 };
   const { heads, kvHeads, headSize } = attributes;
-  if (headSize % 4 !== 0 || headSize > 256)
-    throw new Unsupported(`heads of ${headSize} columns (multiples of 4 up to 256 have a kernel)`);
+  if (headSize > 256) throw new Unsupported(`heads of ${headSize} columns (256 at most)`);
   const input = (name: keyof typeof attentionInputs): Value | undefined =>
     node.inputs[attentionInputs[name]];
   const q = node.input(attentionInputs.q);
   const [batch = 1, queries = 1] = lowering.shapeOf(q);
-  const rows = headRows(lowering, attributes, q, input('k'), input('v'));
-  turnHeads(lowering, node, attributes, rows, batch);
+  const plain = headRows(lowering, given, q, input('k'), input('v'));
+  turnHeads(lowering, node, given, plain, batch);
+  const padded = (part: Heads): Heads =>
+    headSize === given.headSize ? part : padHeads(lowering, part, batch, given.headSize, headSize);
+  const rows = { q: padded(plain.q), k: padded(plain.k), v: padded(plain.v) };
   const past = input('pastKey');
   const half = past !== undefined && isHalf(lowering, past);
   const cached = past === undefined ? undefined : cacheOf(lowering, node, attributes, batch, half);
@@ -50,6 +54,10 @@ export function lowerAttention(lowering: Lowering, node: Node): void {
           append(lowering, rows.v, cached[1], headSize, half),
         ];
   const y = lowering.output(node);
+  const wide =
+    headSize === given.headSize
+      ? y
+      : lowering.fresh(`${node.name} padded`, [batch, queries, heads * headSize]);
   lowering.emit(
     'ATTENTION',
     {
@@ -65,7 +73,7 @@ export function lowerAttention(lowering: Lowering, node: Node): void {
       VHEAD: v.head,
       VBATCH: v.batch,
       KVTYPE: half ? abi.TYPE_F16 : abi.TYPE_F32,
-      Y: y.address,
+      Y: wide.address,
       YTOKEN: heads * headSize * 4,
       YBATCH: multiplyDims(heads * headSize * 4, queries),
       BATCH: batch,
@@ -92,6 +100,44 @@ export function lowerAttention(lowering: Lowering, node: Node): void {
       inPlace: [],
     },
   );
+  if (wide === y) return;
+  move(
+    lowering,
+    [multiplyDims(batch, queries, heads), given.headSize],
+    { place: wide, strides: [headSize, 1] },
+    { place: y, strides: [given.headSize, 1] },
+    'heads without their padding',
+  );
+}
+
+/** Copies heads into rows where each has `to` columns, the last ones 0. */
+function padHeads(
+  lowering: Lowering,
+  { at, row, count, tokens }: Heads,
+  batch: Dim,
+  from: number,
+  to: number,
+): Heads {
+  const shape = [multiplyDims(batch, tokens), count];
+  const wide = lowering.fresh('padded heads', [...shape, to]);
+  lowering.emit('FILL', {
+    Y: wide.address,
+    COUNT: multiplyDims(...wide.shape),
+    ELEMENT: 4,
+    VALUE: 0,
+    HIGH: 0,
+  });
+  move(
+    lowering,
+    [...shape, from],
+    {
+      place: { address: at, shape: [], type: 'f32', segment: lowering.segment },
+      strides: [row / 4, from, 1],
+    },
+    { place: wide, strides: [count * to, to, 1] },
+    `heads of ${from} columns in ${to}`,
+  );
+  return { at: wide.address, row: count * to * 4, count, tokens };
 }
 
 function headRows(

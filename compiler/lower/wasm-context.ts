@@ -16,6 +16,7 @@ import { evaluateNode } from '../ir/evaluate.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import { Weight } from '../ir/weight.ts';
 import { floatsOf } from './pack-weights.ts';
+import { dequantizeBehind, unpackWeights } from './wasm-unpack.ts';
 import type { Address, Buffer, Segment, Step, Word } from './plan.ts';
 import { addressOf, linearOf, P, S, shifted, stepOf } from './plan.ts';
 
@@ -81,6 +82,7 @@ export class Lowering {
   private readonly constantNodes = new Map<Node, boolean>();
   private readonly foldedWeights = new Map<Value, Weight>();
   private readonly ids = new Map<object, number>();
+  private readonly unpackedCodes = new Map<Node, Buffer>();
 
   constructor(model: Model, decoder: DecoderSpec | undefined, sizes: PlanSizes) {
     this.model = model;
@@ -272,6 +274,14 @@ export class Lowering {
     return [...this.constants.values()].filter(({ region }) => region === 'plan');
   }
 
+  /** Integers 0, 1, …, `count` - 1 as f32 along one axis, the others 1. */
+  numbers(count: number, rank = 1, axis = 0): Place {
+    const values = Float32Array.from({ length: count }, (_, index) => index);
+    const shape = Array.from({ length: rank }, (_, at) => (at === axis ? count : 1));
+    const address = this.table(`0 to ${count - 1}`, values);
+    return { address, shape, type: 'f32', segment: undefined };
+  }
+
   /** Values written by hand, for what the graph does not hold as a tensor. */
   table(name: string, values: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>): Address {
     const dtype = values instanceof Float32Array ? 'f32' : 'i32';
@@ -288,6 +298,8 @@ export class Lowering {
   }
 
   private as(value: Value, type: ElementType): Place {
+    const codes = type === 'f32' ? this.unpacked(value) : undefined;
+    if (codes !== undefined) return codes;
     const constant = value.weight ?? this.folded(value);
     if (constant !== undefined) return this.constantPlace(value, constant, type);
     const found = this.stored(value);
@@ -319,6 +331,8 @@ export class Lowering {
     const place = this.places.get(value);
     if (place !== undefined) return place;
     if (value.weight !== undefined) return this.constantPlace(value, value.weight, 'f32');
+    const codes = this.unpacked(value);
+    if (codes !== undefined) return codes;
     const folded = this.folded(value);
     if (folded !== undefined) return this.constantPlace(value, folded, 'f32');
     const { elements } = value;
@@ -326,6 +340,30 @@ export class Lowering {
     const made = this.materialize(value, elements);
     this.places.set(value, made);
     return made;
+  }
+
+  /** A matrix of codes as f32, unpacked when the plan is loaded; undefined when the value is none. */
+  private unpacked(value: Value): Place | undefined {
+    const known = this.places.get(value);
+    if (known !== undefined) return undefined;
+    const node = dequantizeBehind(value);
+    const { shape } = value;
+    if (node === undefined || !isStatic(shape ?? ['open'])) return undefined;
+    let buffer = this.unpackedCodes.get(node);
+    if (buffer === undefined) {
+      buffer = unpackWeights(this, node);
+      this.unpackedCodes.set(node, buffer);
+    }
+    return { address: addressOf(buffer), shape: shape ?? [], type: 'f32', segment: undefined };
+  }
+
+  /** Adds steps that run once, when the plan is loaded. */
+  once<T>(emit: () => T): T {
+    const { segment } = this;
+    this.segment = 'init';
+    const result = emit();
+    this.segment = segment;
+    return result;
   }
 
   /** Whether a value depends on constants alone. */

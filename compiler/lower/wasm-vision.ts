@@ -4,17 +4,13 @@
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import type { Dim } from '../ir/dim.ts';
 import { multiplyDims } from '../ir/dim.ts';
-import type { Node, Value } from '../ir/graph.ts';
-import { Weight } from '../ir/weight.ts';
+import type { Node } from '../ir/graph.ts';
 import { activationNameOf, activations } from '../ops/activation-table.ts';
-import { isDequantize } from '../ops/quantized.ts';
-import type { Address } from './plan.ts';
 import { addressOf } from './plan.ts';
 import type { Lowering, Place } from './wasm-context.ts';
 import { f32, Unsupported } from './wasm-context.ts';
 import { emitExpression } from './wasm-elementwise.ts';
 import { activationIds, call, input, number } from './wasm-expression.ts';
-import { dequantized } from './wasm-linear.ts';
 import { axisOf, sizesOf, stridesOf, move } from './wasm-movement.ts';
 
 /** A window over two axes; one axis is a window of height 1. */
@@ -76,34 +72,6 @@ function samePads(
   return [top, left, bottom, right];
 }
 
-/** Filters as f32, row-major, whatever they are stored as. */
-function filters(lowering: Lowering, value: Value): Address {
-  if (value.weight !== undefined) return lowering.floats(value).address;
-  let source: Value = value;
-  for (;;) {
-    const from = source.producer?.inputs[0];
-    const op = source.producer?.op;
-    if ((op !== 'Reshape' && op !== 'Cast') || from === undefined) break;
-    source = from;
-  }
-  const { producer } = source;
-  if (source.weight !== undefined) return lowering.floats(source).address;
-  if (!isDequantize(producer)) throw new Unsupported('filters that are computed');
-  const key = `filters ${lowering.idOf(producer)}`;
-  const buffer = lowering.weight(key, `${producer.input(0).name}.f32`, () => {
-    const [rows = 1, columns = 1] = (source.shape ?? []) as readonly number[];
-    const weight = Weight.lazy('f32', [rows, columns], (start, length) => {
-      const values = dequantized(producer);
-      return new Uint8Array(values.buffer, values.byteOffset, values.byteLength).subarray(
-        start,
-        start + length,
-      );
-    });
-    return { weight, format: 'f32' };
-  });
-  return addressOf(buffer);
-}
-
 /** Conv of ONNX, and fettle.Conv with what follows it. */
 export function lowerConv(lowering: Lowering, node: Node): void {
   const [x, w, bias, residual] = [node.input(0), node.input(1), node.inputs[2], node.inputs[3]];
@@ -145,7 +113,7 @@ export function lowerConv(lowering: Lowering, node: Node): void {
       PADTOP: window.pads[0],
       PADLEFT: window.pads[1],
       GROUPS: groups,
-      W: filters(lowering, w),
+      W: lowering.floats(w).address,
       BIAS: lowering.optional(bias),
       ACTIVATION: activationIds[name],
       ALPHA: f32(node.float('alpha', alpha ?? 0)),

@@ -20,6 +20,8 @@ import { addressOf, P, S, sizeAt } from './plan.ts';
 import type { Place } from './wasm-context.ts';
 import { Lowering, Unsupported } from './wasm-context.ts';
 import { headTables } from './wasm-linear.ts';
+import type { Side } from './wasm-movement.ts';
+import { move } from './wasm-movement.ts';
 import { lowererOf, rowwise } from './wasm-ops.ts';
 
 /** What a plan is made for. */
@@ -97,6 +99,7 @@ export function lowerForWasm(model: Model, options: WasmOptions): EncodedPlan {
   }
   if (failed.size > 0) throw unsupported(failed);
   lowering.node = undefined;
+  if (decoder === undefined) lowering.segment = 'body';
   const outputs = model.graph.outputs
     .filter(({ name }) => decoder === undefined || name === decoder.logits)
     .map((value) => ({ value, place: outputPlace(lowering, value) }));
@@ -235,10 +238,19 @@ function placeholders(lowering: Lowering, node: Node): void {
   }
 }
 
+/** Where the caller reads an output; one that is an input in another shape is copied first. */
 function outputPlace(lowering: Lowering, value: Value): Place {
   const place = lowering.placeOf(value);
-  place.address.buffer.output = true;
-  return place;
+  if (place.address.buffer.input !== true) {
+    place.address.buffer.output = true;
+    return place;
+  }
+  const copy = lowering.fresh(value.name, place.shape, place.type);
+  const count = multiplyDims(...place.shape);
+  const side = (of: Place): Side => ({ place: of, strides: [1] });
+  move(lowering, [count], side(place), side(copy), 'an input that is an output');
+  copy.address.buffer.output = true;
+  return copy;
 }
 
 function unsupported(failed: ReadonlyMap<Node, string>): FettleError {

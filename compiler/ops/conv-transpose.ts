@@ -49,13 +49,12 @@ export function inferConvTranspose(context: InferContext): ValueType[] {
   return [{ dtype, shape: [batch, outputs, ...sizes] }];
 }
 
-/** The window that slides over the output of a transposed convolution. */
-function transposedWindow(
-  context: EvaluateContext,
+/** The window that slides over the output of a transposed convolution whose input has this size. */
+export function transposedWindow(
+  node: Node,
   attributes: WindowAttributes,
   input: readonly number[],
 ): Window {
-  const { node } = context;
   const extra = node.ints('output_padding') ?? [];
   const given = node.ints('output_shape')?.slice(-input.length);
   const output =
@@ -110,7 +109,7 @@ export function convolveInputsBackwards(context: EvaluateContext): Dense {
   if (w.shape[0] !== channels)
     throw opError(context, `input has ${channels} channels, weights ${w.shape[0]}`);
   const attributes = windowAttributes(node, node.ints('kernel_shape') ?? w.shape.slice(2));
-  const window = transposedWindow(context, attributes, spatial);
+  const window = transposedWindow(node, attributes, spatial);
   const [outputSize, positions, taps] = [window.input, window.output, window.kernel].map(
     elementCount,
   );

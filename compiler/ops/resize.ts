@@ -30,7 +30,7 @@ interface Sampling {
 }
 
 /** One axis: sizes, their ratio, and the region of interest in 0 … 1. */
-interface AxisPlan {
+export interface AxisPlan {
   readonly axis: number;
   readonly input: number;
   readonly output: number;
@@ -39,7 +39,7 @@ interface AxisPlan {
 }
 
 /** For each output cell, `taps` source cells and weights; -1 marks a cell to be extrapolated. */
-interface AxisTable {
+export interface AxisTable {
   readonly taps: number;
   readonly cells: Int32Array;
   readonly weights: Float64Array;
@@ -186,8 +186,8 @@ interface Request {
   readonly roi: number;
 }
 
-function requestOf(context: InferContext | EvaluateContext): Request {
-  const legacy = context.node.op === 'Upsample' || context.opset < 11;
+function requestOf(node: Node, opset: number): Request {
+  const legacy = node.op === 'Upsample' || opset < 11;
   return legacy
     ? { legacy, scales: 1, sizes: -1, roi: -1 }
     : { legacy, scales: 2, sizes: 3, roi: 1 };
@@ -235,7 +235,7 @@ function axesOf(place: OpPlace, rank: number): number[] {
 
 function inferResize(context: InferContext): ValueType[] {
   const { node } = context;
-  const request = requestOf(context);
+  const request = requestOf(context.node, context.opset);
   const { dtype, shape } = context.input(0);
   if (shape === undefined) return [{ dtype }];
   const axes = axesOf(context, shape.length);
@@ -261,32 +261,58 @@ function inferResize(context: InferContext): ValueType[] {
   return [{ dtype, shape: result satisfies Shape }];
 }
 
+/** The axes of a Resize or Upsample that change, each with its table, in the order of the node. */
+export interface Resampling {
+  /** Shape of the result. */
+  readonly output: readonly number[];
+  readonly axes: readonly { readonly plan: AxisPlan; readonly table: AxisTable }[];
+  /** What lies outside the region of interest. */
+  readonly extrapolation: number;
+}
+
+/**
+ * How a node resamples an input of this shape.
+ *
+ * @param listed - numbers of an input of the node; undefined when it is absent or empty
+ */
+export function resampling(
+  place: OpPlace,
+  opset: number,
+  input: readonly number[],
+  listed: (index: number) => readonly number[] | undefined,
+): Resampling {
+  const { node } = place;
+  const request = requestOf(node, opset);
+  const axes = axesOf(place, input.length);
+  const scales = node.floats('scales') ?? listed(request.scales);
+  const { output, scale } = resolve(place, input, axes, scales, listed(request.sizes));
+  const sampling = samplingOf(node, request.legacy);
+  const roi = sampling.coordinates === 'tf_crop_and_resize' ? listed(request.roi) : undefined;
+  const changed = axes.flatMap((axis, i) => {
+    const [size, target] = [input[axis] ?? 1, output[axis] ?? 1];
+    const region: [number, number] = [roi?.[i] ?? 0, roi?.[i + axes.length] ?? 1];
+    const cropped = region[0] !== 0 || region[1] !== 1;
+    if (size === target && scale[axis] === 1 && !cropped) return [];
+    const plan = { axis, input: size, output: target, scale: scale[axis] ?? 1, roi: region };
+    return [{ plan, table: tableOf(place, sampling, plan) }];
+  });
+  return { output, axes: changed, extrapolation: node.float('extrapolation_value', 0) };
+}
+
 function evaluateResize(context: EvaluateContext): Tensor {
-  const { node } = context;
-  const request = requestOf(context);
   const x = context.input(0);
   const listed = (index: number): number[] | undefined => {
     const tensor = context.inputs[index];
     const values = tensor && Array.from(floatsOf(tensor));
     return values?.length === 0 ? undefined : values;
   };
-  const axes = axesOf(context, x.shape.length);
-  const scales = node.floats('scales') ?? listed(request.scales);
-  const { output, scale } = resolve(context, x.shape, axes, scales, listed(request.sizes));
-  const sampling = samplingOf(node, request.legacy);
-  const roi = sampling.coordinates === 'tf_crop_and_resize' ? listed(request.roi) : undefined;
-  const extrapolation = node.float('extrapolation_value', 0);
+  const { axes, extrapolation } = resampling(context, context.opset, x.shape, listed);
   let values = floatsOf(x);
   let shape: readonly number[] = x.shape;
-  axes.forEach((axis, i) => {
-    const [size, target] = [x.shape[axis] ?? 1, output[axis] ?? 1];
-    const region: [number, number] = [roi?.[i] ?? 0, roi?.[i + axes.length] ?? 1];
-    const cropped = region[0] !== 0 || region[1] !== 1;
-    if (size === target && scale[axis] === 1 && !cropped) return;
-    const plan = { axis, input: size, output: target, scale: scale[axis] ?? 1, roi: region };
-    values = applyAxis(values, shape, plan, tableOf(context, sampling, plan), extrapolation);
-    shape = shape.map((dim, a) => (a === axis ? target : dim));
-  });
+  for (const { plan, table } of axes) {
+    values = applyAxis(values, shape, plan, table, extrapolation);
+    shape = shape.map((dim, axis) => (axis === plan.axis ? plan.output : dim));
+  }
   return writeNumbers(x.dtype, shape, values);
 }
 

@@ -91,7 +91,9 @@ async function open(context: EngineContext, options: WasmOptions): Promise<Loadi
       const start = options.startWorker ?? startBrowserWorker;
       const task = { module, memory, plan: layout.body.address };
       const pool = threads > 1 ? await Pool.start(start, threads, task) : undefined;
-      return new PlanProgram(manifest, plan, new Executor(plan, memory, kernels, pool), variant);
+      const executor = new Executor(plan, memory, kernels, pool);
+      executor.init();
+      return new PlanProgram(manifest, plan, executor, variant);
     },
     dispose() {},
   };

@@ -54,6 +54,12 @@ export class Executor {
     if (head !== undefined) this.call(head, body.steps, rows, first);
   }
 
+  /** Runs what has to run once, before anything else, when the weights are in memory. */
+  init(): void {
+    const { body, head, init } = this.plan.layout;
+    if (init !== undefined) this.call(init, body.steps + (head?.steps ?? 0), 1, 0);
+  }
+
   /** Runs step by step from now on, and counts; returns what was counted so far. */
   profile(): readonly StepTime[] {
     const { steps } = this.plan.layout;

@@ -316,7 +316,10 @@ export const ATTENTION_SINKS = 36;
 export const ATTENTION_END = 37;
 
 /** One more than the largest kernel id. */
-export const KERNEL_COUNT = 21;
+export const KERNEL_COUNT = 28;
 
 // EXPRESSION, REDUCE, SOFTMAX, MOVE, FILL, GATHER, ARGMAX, TOPK, CONVERT, MATMUL, CONV, POOL
 export * from './abi-tensors.ts';
+
+// UNPACK, RECURRENT, COLUMNS, RESAMPLE, CUMULATE, ELEMENTS, POINTS
+export * from './abi-layers.ts';

@@ -71,7 +71,7 @@ function floatRow(step: usize, format: i32, id: i32, K: i32, y: usize, multiply:
 
 /** One f16; `halves` would read past the end of a table. */
 @inline
-function half1(at: usize): f32 {
+export function half1(at: usize): f32 {
   const bits = <i32>load<u16>(at);
   const magnitude = reinterpret<f32>((bits & 0x7fff) << 13) * reinterpret<f32>(0x77800000);
   return bits & 0x8000 ? -magnitude : magnitude;

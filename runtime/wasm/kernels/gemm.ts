@@ -152,7 +152,7 @@ function bandTimes(
 }
 
 /** y[n] = x . w[n] for rows of w, four at a time. */
-function transposedRow(
+export function transposedRow(
   x: usize,
   w: usize,
   wRow: i32,

@@ -22,13 +22,17 @@ import { dense } from './dense.ts';
 import { embed } from './embed.ts';
 import { expression } from './expression.ts';
 import { matmul } from './gemm.ts';
+import { elements, points } from './indexing.ts';
 import { linear } from './linear.ts';
 import { convert, fill, gather, move } from './move.ts';
 import { norm } from './norm.ts';
 import { pool } from './pool.ts';
 import { quantize } from './quantize.ts';
+import { recurrent } from './recurrent.ts';
 import { argmax, reduce, softmax, topk } from './reduce.ts';
+import { columns, cumulate, resample } from './resample.ts';
 import { append, rotary } from './rotary.ts';
+import { unpack } from './unpack.ts';
 
 type Kernel = (step: usize, scratch: usize, thread: i32, threads: i32) => void;
 
@@ -55,6 +59,13 @@ const kernels: StaticArray<Kernel> = [
   matmul,
   conv,
   pool,
+  unpack,
+  recurrent,
+  columns,
+  resample,
+  cumulate,
+  elements,
+  points,
 ];
 
 /** Id 0: no kernel has it. */
