@@ -1,75 +1,40 @@
 /**
- * One target: quantize, lower, emit, check against the budgets. With a size budget and no format named,
- * formats are tried from the best on until the exact size fits.
+ * One target: which way weights are stored, and the bundle written so. With a size budget and no format
+ * named, uniform formats are tried from the best on until the exact size fits; with calibration data
+ * formats and codes are chosen weight by weight (build-calibrated.ts).
  */
 import { FettleError } from '../runtime/errors.ts';
-import type { Target } from '../targets/target.ts';
-import type { Candidate } from './choose-format.ts';
+import { buildCalibrated } from './build-calibrated.ts';
 import { candidateFormats, leastWeightBytes } from './choose-format.ts';
-import type { CompiledBundle, CompileOptions, Quality } from './compile-options.ts';
-import { relativeLoss } from './compile-options.ts';
-import { BundleWriter } from './emit/bundle.ts';
-import { makeCanaries } from './emit/expected.ts';
-import type { MemoryEstimate } from './emit/memory.ts';
-import { estimateMemory } from './emit/memory.ts';
-import type { Output } from './emit/output.ts';
-import { packedBytes } from './emit/tar.ts';
-import type { Front } from './front-half.ts';
-import { backSteps, passOptions } from './front-half.ts';
-import { cloneModel } from './ir/clone.ts';
-import type { Model } from './ir/graph.ts';
-import { inferModel } from './ir/infer.ts';
-import { verifyModel } from './ir/verify.ts';
-import type { LoweredModel } from './lower/ort.ts';
-import { lowerForOrt } from './lower/ort.ts';
-import type { EncodedPlan } from './lower/encode-plan.ts';
-import { lowerForWasm } from './lower/wasm.ts';
-import { isDequantize } from './ops/quantized.ts';
-import { pipelineFrom } from './passes.ts';
-import type { PassReport } from './passes/pass.ts';
-import type { Recipe } from './recipe.ts';
-import { runPasses, sizeOfModel } from './run-passes.ts';
+import { isAuto } from './recipe.ts';
 import { formatBytes } from './units.ts';
+import type { BuildRequest, BuiltBundle } from './write-bundle.ts';
+import { writeBundle } from './write-bundle.ts';
 
-/** What one bundle is made from. */
-export interface BuildRequest {
-  /** The cleaned-up model. */
-  readonly front: Front;
-  /** What for. */
-  readonly target: Target;
-  /** Where it goes. */
-  readonly output: Output;
-  /** How. */
-  readonly recipe: Recipe;
-  /** Services of the caller. */
-  readonly options: CompileOptions;
-}
-
-/** A complete bundle, not yet in its place, and what its own passes did. */
-export interface BuiltBundle {
-  /** Facts about it. */
-  readonly bundle: CompiledBundle;
-  /** Passes after the shared ones. */
-  readonly reports: readonly PassReport[];
-}
+export type { BuildRequest, BuiltBundle } from './write-bundle.ts';
 
 /**
  * Writes the bundle of one target, in the format of the recipe or in the best that meets its budget.
  *
- * @throws {@link FettleError} BUDGET_EXCEEDED when a budget is missed
+ * @throws {@link FettleError} BUDGET_EXCEEDED when a budget is missed, USAGE when the recipe needs
+ * calibration data and there is none
  */
 export async function buildBundle(request: BuildRequest): Promise<BuiltBundle> {
   const { recipe, target, front, options, output } = request;
   const { weights, maxSize } = recipe;
+  const { calibration } = options;
+  if (calibration !== undefined && wantsCalibration(request))
+    return buildCalibrated(request, calibration);
+  checkUncalibrated(request);
   if (weights !== undefined || maxSize === undefined) {
-    const built = await attempt(request, weights);
+    const built = await writeBundle(request, { format: weights });
     if (maxSize !== undefined && built.bundle.bytes > maxSize) throw tooLarge(built, maxSize);
     return built;
   }
   const candidates = candidateFormats(target);
   for (const candidate of candidates.slice(0, -1)) {
     if (leastWeightBytes(front.model, candidate) > maxSize) continue;
-    const built = await attempt(request, candidate);
+    const built = await writeBundle(request, { format: candidate });
     const { bytes } = built.bundle;
     if (bytes <= maxSize) return built;
     const name = candidate ?? 'the dtypes of the model';
@@ -77,219 +42,31 @@ export async function buildBundle(request: BuildRequest): Promise<BuiltBundle> {
     output.restart();
   }
   // built in any case, so that the message can name the exact floor
-  const smallest = await attempt(request, candidates.at(-1));
+  const smallest = await writeBundle(request, { format: candidates.at(-1) });
   if (smallest.bundle.bytes > maxSize) throw nothingFits(smallest, maxSize);
   return smallest;
 }
 
-/** One format, from the cleaned-up model to a complete folder. */
-async function attempt(request: BuildRequest, format: Candidate): Promise<BuiltBundle> {
-  const { front, target, output, recipe, options } = request;
-  const { decoder, facts, source } = front;
-  const program = cloneModel(front.model);
-  const passes = pipelineFrom(backSteps(target, recipe, format));
-  const reports = await runPasses(program, passes, {
-    ...passOptions(options, `${target.id}-`),
-    target,
+/** Whether calibration data decides anything: weights in codes, or a budget to choose formats by. */
+function wantsCalibration({ recipe }: BuildRequest): boolean {
+  const { weights, rounding, maxSize, maxMemory, maxLoss } = recipe;
+  if (isAuto(weights)) return true;
+  if (weights === undefined)
+    return maxSize !== undefined || maxMemory !== undefined || maxLoss !== undefined;
+  return rounding !== 'nearest' && weights !== 'f32' && weights !== 'f16';
+}
+
+/** What only calibration data makes possible. */
+function checkUncalibrated({ recipe }: BuildRequest): void {
+  const { weights, rounding = 'nearest' } = recipe;
+  const [option, what] = isAuto(weights)
+    ? ['weights', `Choosing formats one by one (${weights})`]
+    : ['rounding', `Rounding by ${rounding}`];
+  if (!isAuto(weights) && rounding === 'nearest') return;
+  throw new FettleError('USAGE', `${what} needs data to calibrate on.`, {
+    at: { option },
+    fix: 'Add --calibrate <text, .npy or folder of images>, or --calibrate self.',
   });
-  const { lowered, report } = lower(program, request);
-  reports.push(report);
-  const { memory, warnings } = memoryOf(program, request, lowered);
-  const writer = new BundleWriter(options.files, output.folder, {
-    program,
-    plan: lowered.plan,
-    formats: lowered.formats,
-    sessionOptions: lowered.sessionOptions,
-    target,
-    model: facts,
-    decoder,
-    text: source.text,
-    generationConfig: source.config.generationConfig,
-    recipe: format === undefined ? recipe : { ...recipe, weights: format },
-    passes: [...front.reports, ...reports],
-    warnings: [...front.warnings, ...lowered.warnings, ...warnings],
-    memory: memory.memory,
-  });
-  await writer.write({ progress: options.progress ?? (() => {}), signal: options.signal });
-  const noCanaries = await addCanaries(writer, program, memory, request);
-  const quality = await addQuality(writer, request);
-  const { entries, sha256 } = writer.entries();
-  output.prepare(entries);
-  const bytes = output.packed
-    ? packedBytes(entries)
-    : entries.reduce((sum, file) => sum + file.bytes, 0);
-  return {
-    bundle: {
-      path: output.path,
-      target: target.id,
-      bytes,
-      weightBytes: writer.weightBytes,
-      files: entries.length,
-      sha256,
-      weights: format,
-      memory: memory.memory,
-      quality,
-      warnings: [...writer.warnings, ...noCanaries],
-    },
-    reports,
-  };
-}
-
-/** A model in the form of its engine: the graph itself, or a plan. */
-interface Lowered extends Omit<LoweredModel, 'weightBytes'> {
-  readonly plan?: EncodedPlan;
-}
-
-/** Lowering, reported like a pass. */
-function lower(
-  program: Model,
-  { target, front, recipe }: BuildRequest,
-): { readonly lowered: Lowered; readonly report: PassReport } {
-  const before = sizeOfModel(program);
-  const start = performance.now();
-  if (target.engine === 'wasm') {
-    const plan = lowerForWasm(program, {
-      decoder: front.decoder,
-      threads: target.threads ?? 1,
-      kv: recipe.kv,
-      ...(recipe.contextLength === undefined ? {} : { sequence: recipe.contextLength }),
-    });
-    const wallMs = performance.now() - start;
-    const changed = { pass: 'lower-wasm', changed: true, before, after: before, wallMs };
-    return {
-      lowered: { ...plan, plan, sessionOptions: {}, refusals: [] },
-      report: {
-        ...changed,
-        rewrites: {},
-        refusals: [],
-        notes: { steps: plan.layout.steps.length },
-      },
-    };
-  }
-  const lowered = lowerForOrt(program, target);
-  inferModel(program, { contradictions: 'warn' });
-  verifyModel(program);
-  const report = {
-    pass: 'lower-ort',
-    changed: true,
-    before,
-    after: sizeOfModel(program),
-    wallMs: performance.now() - start,
-    rewrites: {},
-    refusals: lowered.refusals,
-    notes: {},
-  };
-  return { lowered, report };
-}
-
-/** Estimated memory, held against the budget and the limits of the target. */
-function memoryOf(
-  program: Model,
-  { front, target, recipe }: BuildRequest,
-  { plan, sessionOptions }: Lowered,
-): { readonly memory: MemoryEstimate; readonly warnings: readonly string[] } {
-  const memory =
-    plan === undefined
-      ? estimateMemory(program, {
-          decoder: front.decoder,
-          foldsConstants: target.engine === 'ort',
-          foldsDequantize: JSON.stringify(sessionOptions).includes('"disable_quant_qdq":"1"'),
-        })
-      : { memory: plan.memory, assumed: new Map<string, number>() };
-  const { weights, arena, state, stack = 0, tokens } = memory.memory;
-  const needed = weights + arena + state + stack;
-  const parts = `${formatBytes(weights)} weights, ${formatBytes(arena)} activations, ${formatBytes(state)} state`;
-  if (recipe.maxMemory !== undefined && needed > recipe.maxMemory)
-    throw new FettleError(
-      'BUDGET_EXCEEDED',
-      `A session of the bundle for "${target.id}" needs ${formatBytes(needed)} (${parts}); the budget is ${formatBytes(recipe.maxMemory)}.`,
-      {
-        at: { target: target.id, option: 'maxMemory', bytes: needed },
-        fix:
-          tokens > 0 && weights + arena < recipe.maxMemory
-            ? 'Give a smaller context length.'
-            : 'Allow more memory, or use another target.',
-      },
-    );
-  const warnings: string[] = [];
-  if (needed > target.limits.memoryBytes.value)
-    warnings.push(
-      `A session needs ${formatBytes(needed)}, more than the ${formatBytes(target.limits.memoryBytes.value)} of target "${target.id}".`,
-    );
-  const stored = sizeOfModel(program).weightBytes;
-  if (plan === undefined && weights > 1.25 * stored)
-    warnings.push(
-      `onnxruntime-web unpacks the weights when it loads them: ${formatBytes(stored)} in the bundle become ${formatBytes(weights)} in memory.`,
-    );
-  if (memory.assumed.size > 0) {
-    const sizes = [...memory.assumed].map(([name, size]) => `${name}=${size}`).join(', ');
-    warnings.push(`Activations are estimated for ${sizes}; the model leaves these sizes open.`);
-  }
-  return { memory, warnings };
-}
-
-/**
- * Accepted error of canaries as a fraction of the output's range. On WebAssembly the engine that
- * computes the expectation is the one that replays it; GPUs differ in order and precision of sums.
- */
-const canaryTolerance = { wasm: 1e-3, webgpu: 2e-2 } as const;
-
-/** The same, where the evaluator computes the expectation and the engine rounds activations to 8 bits. */
-const ROUNDED_TOLERANCE = 5e-2;
-
-/** Sessions that need more than this are not run while compiling: half of what WebAssembly can hold. */
-const RUNNABLE_BYTES = 2 ** 31;
-
-/** Adds canaries, or returns the warning that there are none. */
-async function addCanaries(
-  writer: BundleWriter,
-  program: Model,
-  { memory }: MemoryEstimate,
-  { front, target, output, recipe, options }: BuildRequest,
-): Promise<readonly string[]> {
-  if (!recipe.canaries) return [];
-  if (memory.weights > RUNNABLE_BYTES)
-    return ['The bundle carries no canaries: the model is too large to run here.'];
-  const canaries = await makeCanaries({
-    program,
-    decoder: front.decoder,
-    keepsCache: target.engine === 'ort',
-    seed: recipe.seed,
-    parameters: front.facts.parameters,
-    folder: output.folder,
-    run: options.run,
-    signal: options.signal,
-  });
-  if (typeof canaries === 'string') return [`The bundle carries no canaries: ${canaries}.`];
-  const rounds = target.engine === 'wasm' && [...program.graph.nodes()].some(isDequantize);
-  const tolerance = canaryTolerance[target.provider ?? 'wasm'];
-  writer.addCanaries(canaries, rounds && options.run === undefined ? ROUNDED_TOLERANCE : tolerance);
-  return [];
-}
-
-/** Measures the bundle when the caller can, and holds the loss against the budget. */
-async function addQuality(
-  writer: BundleWriter,
-  { target, output, recipe, options }: BuildRequest,
-): Promise<Quality | undefined> {
-  const quality = await options.measure?.(output.folder, target);
-  if (quality === undefined) return undefined;
-  const loss = relativeLoss(quality);
-  if (recipe.maxLoss !== undefined && loss > recipe.maxLoss)
-    throw new FettleError(
-      'BUDGET_EXCEEDED',
-      `${quality.metric} goes from ${quality.before} to ${quality.after}, a loss of ${percent(loss)}; the budget is ${percent(recipe.maxLoss)}.`,
-      {
-        at: { target: target.id, option: 'maxLoss' },
-        fix: 'Use a weight format with more bits, or allow a larger loss.',
-      },
-    );
-  writer.addQuality(quality);
-  return quality;
-}
-
-function percent(fraction: number): string {
-  return `${(fraction * 100).toFixed(2)}%`;
 }
 
 function tooLarge({ bundle }: BuiltBundle, maxSize: number): FettleError {

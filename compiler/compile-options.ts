@@ -6,6 +6,8 @@ import type { BundleRunner } from './emit/expected.ts';
 import type { FileSystem } from './files.ts';
 import type { Log, PassReport, Progress } from './passes/pass.ts';
 import type { Recipe } from './recipe.ts';
+import type { CalibrationOptions } from './search/calibrated.ts';
+import type { SensitivityTable } from './search/table.ts';
 
 /** Options of `compile()`. */
 export interface CompileOptions {
@@ -32,10 +34,21 @@ export interface CompileOptions {
   readonly run?: BundleRunner;
   /** Measures a written bundle against the original; needed for the recipe's `maxLoss`. */
   readonly measure?: QualityMeasure;
+  /** Data that formats are chosen by and codes are fitted to; needed for `auto` weights. */
+  readonly calibration?: CalibrationOptions;
 }
 
-/** Compares a bundle with the model it was made from. */
-export type QualityMeasure = (folder: string, target: Target) => Promise<Quality>;
+/**
+ * Compares a bundle with the model it was made from.
+ *
+ * @param part - of the data: all that is measured on, or other data of the same kind, for a second look
+ * at what was chosen by the first
+ */
+export type QualityMeasure = (
+  folder: string,
+  target: Target,
+  part?: 'first' | 'second',
+) => Promise<Quality>;
 
 /** A quality metric of the original and of the bundle. */
 export type Quality = NonNullable<Manifest['quality']>;
@@ -54,8 +67,12 @@ export interface CompiledBundle {
   readonly files: number;
   /** Hash of the manifest, which holds the hashes of all other files. */
   readonly sha256: string;
-  /** Weight format; undefined when weights keep their own dtypes. */
+  /** Weight format, `mixed` when they are chosen one by one; undefined when weights keep their own dtypes. */
   readonly weights: string | undefined;
+  /** Bits a parameter on average: the weight chunks over all parameters. */
+  readonly averageBits: number;
+  /** The table that formats were chosen from, with what was chosen; absent without calibration. */
+  readonly table?: SensitivityTable;
   /** Memory a session needs, estimated. */
   readonly memory: Manifest['memory'];
   /** Measured quality, when it was measured. */

@@ -18,6 +18,7 @@ import { verifyModel } from './ir/verify.ts';
 import { pipelineFrom } from './passes.ts';
 import { exactAlgebra } from './passes/algebra.ts';
 import type { PassReport } from './passes/pass.ts';
+import type { Assignment } from './passes/quantize-weights.ts';
 import type { Recipe } from './recipe.ts';
 import type { RunPassesOptions } from './run-passes.ts';
 import { runPasses } from './run-passes.ts';
@@ -146,20 +147,35 @@ function frontSteps(target: Target, recipe: Recipe): readonly PipelineStep[] {
   return steps.map((step) => (is('specialize-shapes')(step) ? specialize : step));
 }
 
+/** How the weights of one bundle are stored, as far as passes have to know. */
+export interface StoredWeights {
+  /** Format of what has none of its own; undefined keeps dtypes. */
+  readonly format: Candidate;
+  /** Formats, and perhaps codes, by the name of a constant. */
+  readonly assignments?: ReadonlyMap<string, Assignment>;
+  /** Smallest constant that is stored so, in elements. Default: that of quantize-weights. */
+  readonly minElements?: number;
+}
+
 /** Quantization as the recipe wants it, and what comes after it. */
 export function backSteps(
   target: Target,
   recipe: Recipe,
-  format: Candidate,
+  { format, assignments, minElements }: StoredWeights,
 ): readonly PipelineStep[] {
   const at = target.pipeline.findIndex(is('quantize-weights'));
   if (at < 0) return [];
   return target.pipeline.slice(at).flatMap((step): readonly PipelineStep[] => {
     if (!is('quantize-weights')(step)) return [step];
-    if (format === undefined) return [];
+    if (format === undefined && assignments === undefined) return [];
     const own = typeof step === 'string' ? {} : step[1];
     const { embeddings, skip, clip } = recipe;
-    return [['quantize-weights', { ...own, format, embeddings, skip, clip: clip === 'mse' }]];
+    const options = {
+      ...{ ...own, format: format ?? 'f32', embeddings, skip, clip: clip === 'mse' },
+      ...(assignments === undefined ? {} : { assignments }),
+      ...(minElements === undefined ? {} : { minElements }),
+    };
+    return [['quantize-weights', options]];
   });
 }
 

@@ -74,6 +74,7 @@ export function parseManifest(bytes: Uint8Array): Manifest {
     memory: readMemory(root.get('memory')),
     ...optional(root, 'canaries', (item) => readCanaries(item, paths)),
     ...optional(root, 'quality', readQuality),
+    ...optional(root, 'calibration', readCalibration),
     recipe: root.get('recipe').object(),
     passes: root.get('passes').list((item) => item.raw()),
     warnings: root.get('warnings').list((item) => item.string(10_000, 0)),
@@ -249,6 +250,14 @@ function readMemory(item: Checked): MemorySpec {
     ...optional(item, 'stack', (bytes) => bytes.integer()),
     tokens: item.get('tokens').integer(),
     exact: item.get('exact').boolean(),
+  };
+}
+
+function readCalibration(item: Checked): NonNullable<Manifest['calibration']> {
+  return {
+    dataSha256: hash(item.get('dataSha256')),
+    samples: item.get('samples').integer(),
+    tokens: item.get('tokens').integer(),
   };
 }
 

@@ -208,6 +208,12 @@ export interface Manifest {
     readonly after: number;
     readonly dataSha256: string;
   };
+  /** Data that weights were fitted to; disjoint from what `quality` was measured on. */
+  readonly calibration?: {
+    readonly dataSha256: string;
+    readonly samples: number;
+    readonly tokens: number;
+  };
   /** The recipe it was compiled with. */
   readonly recipe: Readonly<Record<string, unknown>>;
   /** What each pass did, wall times left out. */

@@ -84,6 +84,10 @@ export interface BundleContents {
   readonly warnings: readonly string[];
   /** Estimated memory. */
   readonly memory: MemorySpec;
+  /** Data that weights were fitted to. */
+  readonly calibration?: Manifest['calibration'];
+  /** More files for tools, not read by the runtime. */
+  readonly extraFiles?: readonly { readonly path: string; readonly bytes: Uint8Array }[];
 }
 
 /** A bundle in the making. */
@@ -126,6 +130,7 @@ export class BundleWriter {
     if (plan === undefined) this.add(GRAPH_PATH, this.graph());
     else this.add(PLAN_PATH, plan.bytes);
     this.text = this.writeText();
+    for (const { path, bytes } of this.contents.extraFiles ?? []) this.add(path, bytes);
     const { files, notFinite } = await writeWeights(this.files, this.folder, this.layout, control);
     this.weightFiles = files;
     this.found = [...this.notFiniteInGraph(), ...notFinite].map(
@@ -209,7 +214,7 @@ export class BundleWriter {
 
   private manifest(): Manifest {
     const { program, formats, sessionOptions, target, model, decoder } = this.contents;
-    const { memory, recipe, passes, plan } = this.contents;
+    const { memory, recipe, passes, plan, calibration } = this.contents;
     const { inputs, outputs } = interfaceOf(program, plan);
     const onnx: OnnxProgram = {
       kind: 'onnx',
@@ -248,6 +253,7 @@ export class BundleWriter {
       memory,
       ...(this.canaries === undefined ? {} : { canaries: this.canaries }),
       ...(this.quality === undefined ? {} : { quality: this.quality }),
+      ...(calibration === undefined ? {} : { calibration }),
       recipe: { ...recipe },
       // wall times differ from run to run; undefined is left out
       passes: passes.map((report) => ({ ...report, wallMs: undefined })),

@@ -14,7 +14,6 @@ import type { MeasuredUnit } from './additivity.ts';
 import { checkAdditivity, likelyPairs, measurePairs, MOST_DEVIATION } from './additivity.ts';
 import type { AllocatedFormats } from './allocate.ts';
 import { matrixCost } from './cost.ts';
-import type { ModelProbe } from './gains.ts';
 import type { UnitRatings } from './rate.ts';
 import { worthwhile } from './solver.ts';
 import type { Row, SensitivityTable, UnitFacts } from './table.ts';
@@ -100,6 +99,14 @@ function short(value: number): number {
 /** Rounds a unit to an option: its values afterwards, [rows, columns]. */
 export type RoundOption = (unit: string, option: string) => Float32Array | Promise<Float32Array>;
 
+/** A model whose weights can be replaced and whose output is compared with the original's. */
+export interface ModelProbe {
+  /** Error of the model as it is set now, in the metric of the table. */
+  kl(): Promise<number>;
+  /** Replaces the matrix of a unit, [rows, columns]; absent: its own again. */
+  setWeight(unit: string, values?: Float32Array): void | Promise<void>;
+}
+
 /** Services of the measuring parts. */
 export interface Measuring {
   /** The model. */
@@ -183,7 +190,7 @@ export async function measureRows(
     throwIfAborted(signal);
     if (performance.now() - began > timeMs) break;
     await probe.setWeight(row.unit, await round(row.unit, row.option));
-    measured.set(keyOf(row), short(Math.max(0, await probe.error())));
+    measured.set(keyOf(row), short(Math.max(0, await probe.kl())));
     await probe.setWeight(row.unit);
     progress?.('measure formats', index + 1, work.length);
   }
@@ -244,7 +251,7 @@ export async function measureInteractions(
     throwIfAborted(signal);
     for (const unit of [a, b])
       await probe.setWeight(unit, await round(unit, options.get(unit)?.option ?? ''));
-    const error = await probe.error();
+    const error = await probe.kl();
     for (const unit of [a, b]) await probe.setWeight(unit);
     progress?.('measure pairs', ++done, Math.max(done, 20));
     return error;

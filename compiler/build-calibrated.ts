@@ -1,0 +1,295 @@
+/**
+ * One target with calibration data: codes fitted to the data in one format for all weights, or a format
+ * for each weight chosen by what it costs and what it breaks.
+ *
+ *   w4g32          round all units in that format
+ *   auto:4.2       table -> solve 4.2 bits a parameter -> measure what decides -> solve -> round
+ *   --max-size     the same for the bytes that the rest of the bundle leaves; never exceeded
+ *   --max-loss     the smallest size whose measured loss is within the bound, on two parts of the data
+ */
+import { FettleError } from '../runtime/errors.ts';
+import type { CompiledBundle, CompileOptions } from './compile-options.ts';
+import { relativeLoss } from './compile-options.ts';
+import { parseFormat } from './quant/formats.ts';
+import type { Recipe } from './recipe.ts';
+import { averageBits, isAuto } from './recipe.ts';
+import type { AllocatedFormats } from './search/allocate.ts';
+import { allocate, belowFloor, leastBytes, mostBytes, unitBudget } from './search/allocate.ts';
+import { bytesOf } from './search/baselines.ts';
+import type { CalibrationOptions } from './search/calibrated.ts';
+import { CalibratedModel, MIN_MIXED_ELEMENTS } from './search/calibrated.ts';
+import { FormatSearch } from './search/format-search.ts';
+import { ladderOf } from './search/sensitivity.ts';
+import type { Row, SensitivityTable } from './search/table.ts';
+import type { Trial } from './search/tolerance.ts';
+import { searchTolerance } from './search/tolerance.ts';
+import { formatBytes } from './units.ts';
+import type { BuildRequest, BuiltBundle, WeightStorage } from './write-bundle.ts';
+import { writeBundle } from './write-bundle.ts';
+
+/** Times that a bundle is built again because it came out larger than predicted. */
+const REBUILDS = 3;
+
+/**
+ * Writes the bundle of a target with weights fitted to data.
+ *
+ * @throws {@link FettleError} BUDGET_EXCEEDED when a budget cannot be met, naming the floor
+ */
+export async function buildCalibrated(
+  request: BuildRequest,
+  calibration: CalibrationOptions,
+): Promise<BuiltBundle> {
+  const { front, target, recipe, options } = request;
+  const { progress, signal } = options;
+  const isMixed = recipe.weights === undefined || isAuto(recipe.weights);
+  const calibrated = await CalibratedModel.open({
+    ...{
+      model: front.model,
+      decoder: front.decoder,
+      target,
+      recipe,
+      calibration,
+      progress,
+      signal,
+    },
+    ...(isMixed ? { minElements: MIN_MIXED_ELEMENTS } : {}),
+  });
+  const build = new CalibratedBuild(request, calibrated);
+  if (!isMixed) return build.uniform(recipe.weights ?? 'f32');
+  return recipe.maxLoss === undefined ? build.withinBudget() : build.withinLoss(recipe.maxLoss);
+}
+
+class CalibratedBuild {
+  private readonly request: BuildRequest;
+  private readonly calibrated: CalibratedModel;
+
+  constructor(request: BuildRequest, calibrated: CalibratedModel) {
+    this.request = request;
+    this.calibrated = calibrated;
+  }
+
+  /** All units in one format. */
+  async uniform(weights: string): Promise<BuiltBundle> {
+    const { calibrated, request } = this;
+    const formats = calibrated.uniform(parseFormat(weights));
+    const assignments = await calibrated.round(formats);
+    const built = await writeBundle(request, { ...this.storage(), format: weights, assignments });
+    this.checkSize(built);
+    return built;
+  }
+
+  /** Formats for a size, for average bits, for memory, or for all of them. */
+  async withinBudget(): Promise<BuiltBundle> {
+    const { recipe, target, options, output } = this.request;
+    const search = await this.search();
+    try {
+      for (let attempt = 0; ; attempt++) {
+        const { table } = search;
+        const budget = this.unitBytes(table);
+        const chosen = await search.choose(budget);
+        if (chosen === undefined) throw belowFloor(table, budget);
+        options.log?.info(
+          `${target.id}: ${formatBytes(chosen.bytes)} of ${formatBytes(budget)} for weights in ${new Set(chosen.rows.map(({ option }) => option)).size} formats, predicted ${table.metric} ${chosen.error.toPrecision(3)}.`,
+        );
+        const built = await this.write(search, chosen);
+        const over = recipe.maxSize === undefined ? 0 : built.bundle.bytes - recipe.maxSize;
+        if (over <= 0) return built;
+        // the rest of the bundle came out larger than the first one said
+        if (attempt >= REBUILDS) this.checkSize(built);
+        search.setRest({ ...table, overheadBytes: table.overheadBytes + over });
+        output.restart();
+      }
+    } finally {
+      await search.close();
+    }
+  }
+
+  /** The smallest size whose measured loss is within a bound. */
+  async withinLoss(bound: number): Promise<BuiltBundle> {
+    const { request } = this;
+    const { target, output, options } = request;
+    const { measure } = options;
+    // compile() has checked that there is one
+    if (measure === undefined) return this.withinBudget();
+    const search = await this.search();
+    try {
+      const { table } = search;
+      const most = Math.min(mostBytes(table), this.unitBytes(table));
+      const least = leastBytes(table);
+      if (most < least) throw belowFloor(table, most);
+      // what decides near the bound is measured once, where the bound is expected
+      await search.choose(this.expectedBytes(search, bound, least, most));
+      let current: BuiltBundle | undefined;
+      const build = async (bytes: number): Promise<Trial<AllocatedFormats>> => {
+        const chosen = search.solve(bytes) ?? search.solve(least);
+        if (chosen === undefined) throw belowFloor(search.table, bytes);
+        if (current !== undefined) output.restart();
+        current = await this.write(search, chosen, {
+          ...options,
+          measure: (folder, what) => measure(folder, what, 'first'),
+        });
+        const { quality } = current.bundle;
+        const loss = quality === undefined ? Infinity : relativeLoss(quality);
+        options.log?.info(
+          `${target.id}: ${formatBytes(current.bundle.bytes)}, ${quality?.metric} ${quality?.after.toPrecision(5)} (${percent(loss)}).`,
+        );
+        return { value: chosen, bytes: chosen.bytes, loss };
+      };
+      const found = await searchTolerance({
+        bound,
+        least,
+        most,
+        predict: (bytes) => search.solve(bytes)?.error ?? Infinity,
+        measure: build,
+        verify: async (trial) => {
+          if (current === undefined || current.bundle.table === undefined) return Infinity;
+          if (!isSame(current.bundle.table, trial.value)) await build(trial.bytes);
+          return relativeLoss(await measure(output.folder, target, 'second'));
+        },
+      });
+      const { best, trials } = found;
+      if (best === undefined) throw neverWithin(bound, trials, target.id);
+      if (current?.bundle.table === undefined || !isSame(current.bundle.table, best.value))
+        await build(best.bytes);
+      if (current === undefined) throw neverWithin(bound, trials, target.id);
+      return current;
+    } finally {
+      await search.close();
+    }
+  }
+
+  /** Where the table expects the bound: an increase of the metric is about that of the likelihood. */
+  private expectedBytes(search: FormatSearch, bound: number, least: number, most: number): number {
+    let [low, high] = [least, most];
+    for (let step = 0; step < 24; step++) {
+      const middle = (low + high) / 2;
+      if ((search.solve(middle)?.error ?? Infinity) > bound) low = middle;
+      else high = middle;
+    }
+    return Math.ceil(high);
+  }
+
+  /** Opens the search, and builds the smallest bundle once for what of it no unit decides. */
+  private async search(): Promise<FormatSearch> {
+    const { request, calibrated } = this;
+    const { name, sha256, parameters } = request.front.facts;
+    const search = await FormatSearch.open(calibrated, { name, sha256, parameters });
+    const { table } = search;
+    const smallest = table.units.flatMap(({ name: unit }) => ladderOf(table, unit)[0] ?? []);
+    const assignments = new Map(
+      smallest.map(({ unit, option }) => [unit, { format: parseFormat(option) }]),
+    );
+    const { bundle } = await writeBundle(
+      // quality and memory budgets are for the bundle that is kept
+      {
+        ...request,
+        recipe: withoutBudgets(request.recipe),
+        options: withoutMeasure(request.options),
+      },
+      { ...this.storage(), format: undefined, assignments, table, canaries: false },
+    );
+    request.output.restart();
+    this.fixedMemory = memoryBytes(bundle.memory) - resident(smallest);
+    search.setRest({
+      fixedBytes: bundle.weightBytes - bytesOf(smallest),
+      overheadBytes: bundle.bytes - bundle.weightBytes,
+    });
+    return search;
+  }
+
+  private fixedMemory = 0;
+
+  /** Bytes for units under every budget of the recipe. */
+  private unitBytes(table: SensitivityTable): number {
+    const { weights, maxSize, maxMemory } = this.request.recipe;
+    const bytes = unitBudget(table, { maxSize, averageBits: averageBits(weights) });
+    // onnxruntime unpacks weights to f32 whatever their format: nothing to choose
+    const isPacked = this.request.target.engine === 'wasm';
+    const memory = maxMemory === undefined || !isPacked ? Infinity : maxMemory - this.fixedMemory;
+    return Math.min(bytes, memory);
+  }
+
+  /** Rounds units in the chosen formats, and writes the bundle. */
+  private async write(
+    search: FormatSearch,
+    chosen: AllocatedFormats,
+    options: CompileOptions = this.request.options,
+  ): Promise<BuiltBundle> {
+    const formats = new Map(chosen.rows.map(({ unit, option }) => [unit, parseFormat(option)]));
+    const assignments = await this.calibrated.round(formats);
+    const table = {
+      ...search.table,
+      chosen: Object.fromEntries(chosen.rows.map(({ unit, option }) => [unit, option])),
+    };
+    return writeBundle(
+      { ...this.request, options },
+      {
+        ...this.storage(),
+        ...{ format: undefined, assignments, table, label: 'mixed' },
+        // a search measures itself
+        checksLoss: options === this.request.options,
+      },
+    );
+  }
+
+  private storage(): Pick<WeightStorage, 'calibration' | 'minElements'> {
+    const { fitted, request } = this.calibrated;
+    const { sha256, count, tokens } = fitted;
+    return {
+      calibration: { dataSha256: sha256, samples: count, tokens: count * tokens },
+      ...(request.minElements === undefined ? {} : { minElements: request.minElements }),
+    };
+  }
+
+  private checkSize({ bundle }: BuiltBundle): void {
+    const { maxSize } = this.request.recipe;
+    if (maxSize === undefined || bundle.bytes <= maxSize) return;
+    throw new FettleError(
+      'BUDGET_EXCEEDED',
+      `The bundle for "${bundle.target}" takes ${formatBytes(bundle.bytes)} with weights in ${bundle.weights}; the budget is ${formatBytes(maxSize)}.`,
+      {
+        at: { target: bundle.target, option: 'maxSize', bytes: bundle.bytes },
+        fix: 'Use a smaller format, or name none to have formats chosen.',
+      },
+    );
+  }
+}
+
+function withoutBudgets(recipe: Recipe): Recipe {
+  const { maxMemory: _, maxLoss: __, ...rest } = recipe;
+  return rest;
+}
+
+function withoutMeasure(options: CompileOptions): CompileOptions {
+  const { measure: _, ...rest } = options;
+  return rest;
+}
+
+function resident(rows: readonly Row[]): number {
+  return rows.reduce((sum, { bytesResident }) => sum + bytesResident, 0);
+}
+
+function memoryBytes({ weights, arena, state, stack = 0 }: CompiledBundle['memory']): number {
+  return weights + arena + state + stack;
+}
+
+function isSame({ chosen = {} }: SensitivityTable, { rows }: AllocatedFormats): boolean {
+  return rows.every(({ unit, option }) => chosen[unit] === option);
+}
+
+function neverWithin(
+  bound: number,
+  trials: readonly Trial<unknown>[],
+  target: string,
+): FettleError {
+  const least = trials.reduce((smallest, { loss }) => Math.min(smallest, loss), Infinity);
+  return new FettleError(
+    'BUDGET_EXCEEDED',
+    `No choice of formats for "${target}" loses at most ${percent(bound)}: the best that was measured loses ${percent(least)}.`,
+    { at: { target, option: 'maxLoss' }, fix: 'Allow a larger loss, or calibrate on more data.' },
+  );
+}
+
+function percent(fraction: number): string {
+  return `${(fraction * 100).toFixed(2)}%`;
+}
