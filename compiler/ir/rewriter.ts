@@ -167,10 +167,13 @@ export class Rewriter {
         if (input === old) node.setInput(index, value);
       });
     if (old.isOutput)
-      for (const graph of this.model.graph.allGraphs())
+      for (const graph of this.model.graph.allGraphs()) {
         graph.outputs.forEach((output, index) => {
           if (output === old) graph.setOutput(value, index);
         });
+        // going on would walk through every node for each output
+        if (!old.isOutput) break;
+      }
     this.changes++;
   }
 
