@@ -26,10 +26,22 @@ export class NodeOrder {
   of(value: Value): number {
     const { producer } = value;
     if (producer?.graph === undefined) return -1;
-    const known = this.places.get(producer);
+    const known = this.places.get(producer) ?? this.between(producer);
     if (known !== undefined) return known;
     this.number(producer.graph);
     return this.places.get(producer) ?? -1;
+  }
+
+  /** A new node's place between those of its neighbours; numbering everything again takes its time. */
+  private between(node: Node): number | undefined {
+    const before = node.previous === undefined ? -1 : this.places.get(node.previous);
+    const after = node.next === undefined ? Infinity : this.places.get(node.next);
+    if (before === undefined || after === undefined) return undefined;
+    const place = Number.isFinite(after) ? (before + after) / 2 : before + 1;
+    // neighbours of another numbering may be the wrong way round, or as close as doubles get
+    if (!(before < place && place < after)) return undefined;
+    this.places.set(node, place);
+    return place;
   }
 
   private number(graph: Graph): void {

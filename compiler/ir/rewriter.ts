@@ -168,9 +168,9 @@ export class Rewriter {
       });
     if (old.isOutput)
       for (const graph of this.model.graph.allGraphs()) {
-        graph.outputs.forEach((output, index) => {
-          if (output === old) graph.setOutput(value, index);
-        });
+        const { outputs } = graph;
+        for (let at = outputs.indexOf(old); at >= 0; at = outputs.indexOf(old))
+          graph.setOutput(value, at);
         // going on would walk through every node for each output
         if (!old.isOutput) break;
       }
