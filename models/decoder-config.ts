@@ -9,7 +9,7 @@ export interface RotaryConfig {
   readonly base: number;
   /** Which channels form a pair: `half` (i, i + n/2) as in Llama, `interleaved` (2i, 2i+1) as in GPT-J. */
   readonly pairs: 'half' | 'interleaved';
-  /** Fraction of each head that is turned, in (0, 1]; the rest passes unchanged. */
+  /** Fraction of each head that is turned, in [0, 1]; the rest passes unchanged. */
   readonly fraction: number;
   /** Llama 3.1's stretching of the low frequencies. */
   readonly scaling?: {
@@ -18,6 +18,18 @@ export interface RotaryConfig {
     readonly highFrequencyFactor: number;
     readonly originalContextLength: number;
   };
+}
+
+/** Variants of attention. */
+export interface AttentionConfig {
+  /** Scores become `cap * tanh(score / cap)` (Gemma 2). */
+  readonly softcap?: number;
+  /** Most keys a query sees, in turn over the layers; 0 for all (Gemma 2 and 3, gpt-oss). */
+  readonly windows?: readonly number[];
+  /** Whether a trained logit per head takes part in each softmax (gpt-oss). */
+  readonly sinks?: boolean;
+  /** Whether scores fall with the distance, by head (ALiBi: BLOOM, MPT). */
+  readonly linearBias?: boolean;
 }
 
 /** A decoder-only transformer. */
@@ -58,6 +70,10 @@ export interface DecoderConfig {
   readonly order: 'pre' | 'parallel' | 'post' | 'output';
   /** Norm over each query and key head before the rotary embedding (Qwen3, Gemma3). */
   readonly queryKeyNorm: boolean;
+  /** What attention does besides the usual; absent: nothing. */
+  readonly attention?: AttentionConfig;
+  /** Logits become `cap * tanh(logit / cap)` (Gemma 2). */
+  readonly logitSoftcap?: number;
   /** Which linear layers have a bias. */
   readonly biases: {
     readonly queryKeyValue: boolean;
@@ -101,4 +117,19 @@ export function rotaryFrequencies(config: DecoderConfig): Float32Array<ArrayBuff
     const kept = Math.min(Math.max((turns - low) / (high - low), 0), 1);
     return kept * frequency + ((1 - kept) * frequency) / factor;
   });
+}
+
+/** Most keys a query of a layer sees; 0 for all. */
+export function windowOf({ attention }: DecoderConfig, layer: number): number {
+  const windows = attention?.windows ?? [0];
+  return windows[layer % windows.length] ?? 0;
+}
+
+/**
+ * Slope of each head's linear bias: powers of 2 ** (-8 / heads).
+ *
+ * Source: https://arxiv.org/abs/2108.12409, for a power of two of heads.
+ */
+export function biasSlopes({ heads }: DecoderConfig): Float32Array<ArrayBuffer> {
+  return Float32Array.from({ length: heads }, (_, head) => 2 ** ((-8 * (head + 1)) / heads));
 }

@@ -81,11 +81,12 @@ class DecoderBuilder {
       config.order === 'post'
         ? stream.sum
         : this.normed(parts, '/model/norm', 'model.norm', stream, 3).normed;
-    const logits = this.head(hidden, table);
+    const logits = this.capped(this.head(hidden, table));
     e.output('logits', logits, 'f32', ['batch_size', 'sequence_length', config.vocabulary]);
+    const total = this.spelling.cache === 'fixed' ? config.contextLength : TOTAL;
     presents.forEach((present, layer) => {
       for (const part of ['key', 'value'] as const)
-        e.output(`present.${layer}.${part}`, present[part], 'f32', this.cacheShape(TOTAL));
+        e.output(`present.${layer}.${part}`, present[part], 'f32', this.cacheShape(total));
     });
     e.model.producerName = 'fettle-models';
     e.model.producerVersion = this.spelling.name;
@@ -95,20 +96,27 @@ class DecoderBuilder {
   private inputs(): DecoderInputs {
     const { emitter: e, config } = this;
     const ids = e.input('input_ids', 'i64', ['batch_size', 'sequence_length']);
-    const mask = e.input('attention_mask', 'i64', ['batch_size', TOTAL]);
+    const isFixed = this.spelling.cache === 'fixed';
+    const length = isFixed ? config.contextLength : TOTAL;
+    const mask = e.input('attention_mask', 'i64', ['batch_size', length]);
+    const places = isFixed ? e.input('cache_position', 'i64', ['sequence_length']) : undefined;
     const positions =
       config.positions === 'input' && this.spelling.takesPositions
         ? e.input('position_ids', 'i64', ['batch_size', 'sequence_length'])
         : undefined;
     const past = Array.from({ length: config.layers }, (_, layer) => {
       const cache = (part: string): Value =>
-        e.input(`past_key_values.${layer}.${part}`, 'f32', this.cacheShape('past_sequence_length'));
+        e.input(
+          `past_key_values.${layer}.${part}`,
+          'f32',
+          this.cacheShape(isFixed ? config.contextLength : 'past_sequence_length'),
+        );
       return { key: cache('key'), value: cache('value') };
     });
-    return { ids, mask, positions, past };
+    return { ids, mask, places, positions, past };
   }
 
-  private cacheShape(tokens: string): (string | number)[] {
+  private cacheShape(tokens: string | number): (string | number)[] {
     return ['batch_size', this.config.kvHeads, tokens, this.config.headSize];
   }
 
@@ -126,7 +134,7 @@ class DecoderBuilder {
     const second = (x: Stream): Normed =>
       this.normed(parts, `${path}/post_attention_layernorm`, `${name}.post_attention_layernorm`, x);
     const attention = (x: Value): { branch: Value; present: LayerCache } =>
-      this.attention(parts, `${path}/self_attn`, `${name}.self_attn`, x, past);
+      this.attention(parts, `${path}/self_attn`, `${name}.self_attn`, { x, past, layer });
     const mlp = (x: Value): Value => this.mlp(parts, `${path}/mlp`, `${name}.mlp`, x);
 
     switch (config.order) {
@@ -174,10 +182,9 @@ class DecoderBuilder {
     parts: Parts,
     path: string,
     name: string,
-    x: Value,
-    past: LayerCache,
+    { x, past, layer }: { x: Value; past: LayerCache; layer: number },
   ): { branch: Value; present: LayerCache } {
-    const { config } = this;
+    const { config, emitter: e } = this;
     const { heads, kvHeads, headSize, width, biases } = config;
     const project = (part: string, count: number): Value =>
       this.linear(`${path}/${part}`, `${name}.${part}`, x, {
@@ -191,6 +198,11 @@ class DecoderBuilder {
       query: project('q_proj', heads),
       key: project('k_proj', kvHeads),
       value: project('v_proj', kvHeads),
+      layer,
+      sinks:
+        config.attention?.sinks === true
+          ? e.weight(`${name}.sinks`, [heads], { deviation: 1 })
+          : undefined,
       queryNorm: headNorm('q_norm'),
       keyNorm: headNorm('k_norm'),
       past,
@@ -239,6 +251,16 @@ class DecoderBuilder {
     const product = e.op(path, 'MatMul', [x, weight]);
     if (!bias) return product;
     return e.op(path, 'Add', [e.weight(`${name}.bias`, [to], { deviation: 0.1 }), product]);
+  }
+
+  private capped(logits: Value): Value {
+    const { emitter: e, config } = this;
+    if (config.logitSoftcap === undefined) return logits;
+    const cap = e.float(config.logitSoftcap);
+    return e.op('/model', 'Mul', [
+      e.op('/model', 'Tanh', [e.op('/model', 'Div', [logits, cap])]),
+      cap,
+    ]);
   }
 
   private head(hidden: Value, table: Value): Value {

@@ -3,9 +3,13 @@
  * `generation_config.json` under the field names of Hugging Face transformers.
  */
 import type { DecoderConfig } from './decoder-config.ts';
+import { windowOf } from './decoder-config.ts';
 
 const architectures: Readonly<Record<string, string>> = {
+  bloom: 'BloomForCausalLM',
   gemma: 'GemmaForCausalLM',
+  gemma2: 'Gemma2ForCausalLM',
+  gpt_oss: 'GptOssForCausalLM',
   gptj: 'GPTJForCausalLM',
   llama: 'LlamaForCausalLM',
   olmo2: 'Olmo2ForCausalLM',
@@ -17,7 +21,7 @@ const architectures: Readonly<Record<string, string>> = {
 
 /** `config.json` of a decoder. */
 export function hubConfig(config: DecoderConfig): Record<string, unknown> {
-  const { rotary, norm, mlp } = config;
+  const { rotary, norm, mlp, attention, logitSoftcap } = config;
   const { scaling } = rotary;
   return {
     architectures: [architectures[config.family] ?? `${config.family}ForCausalLM`],
@@ -42,6 +46,16 @@ export function hubConfig(config: DecoderConfig): Record<string, unknown> {
             high_freq_factor: scaling.highFrequencyFactor,
             original_max_position_embeddings: scaling.originalContextLength,
           },
+        }),
+    ...(attention?.softcap === undefined ? {} : { attn_logit_softcapping: attention.softcap }),
+    ...(logitSoftcap === undefined ? {} : { final_logit_softcapping: logitSoftcap }),
+    ...(attention?.windows === undefined
+      ? {}
+      : {
+          sliding_window: Math.max(...attention.windows),
+          layer_types: Array.from({ length: config.layers }, (_, layer) =>
+            windowOf(config, layer) > 0 ? 'sliding_attention' : 'full_attention',
+          ),
         }),
     max_position_embeddings: config.contextLength,
     vocab_size: config.vocabulary,

@@ -10,7 +10,7 @@ import type { EncoderConfig } from './encoder.ts';
 import { buildEncoder, shapeEncoders } from './encoder.ts';
 import { microDecoders } from './micro.ts';
 import { shapeDecoders } from './shapes.ts';
-import { spellings } from './spelling/index.ts';
+import { formSpellings, spellings } from './spelling/index.ts';
 import type { Spelling } from './spelling/spelling.ts';
 
 /** Changes whenever the same reference gives other weights or another graph. */
@@ -74,12 +74,14 @@ export function generatedModel(reference: string): GeneratedModel {
       ...generatedEncoders.keys(),
     ]);
   const spelling =
-    spellingName === undefined ? spellings[0] : spellings.find(({ name }) => name === spellingName);
+    spellingName === undefined
+      ? spellings[0]
+      : [...spellings, ...formSpellings].find(({ name }) => name === spellingName);
   if (spelling === undefined)
     throw unknown(
       'spelling',
       spellingName ?? '',
-      spellings.map(({ name }) => name),
+      [...spellings, ...formSpellings].map(({ name }) => name),
     );
   const full = spelling === spellings[0] ? base : `${base}@${spelling.name}`;
   const name = full.slice(full.indexOf(':') + 1);

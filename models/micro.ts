@@ -54,7 +54,10 @@ export type MicroName =
   | 'parallel'
   | 'post-norm'
   | 'output-norm'
-  | 'mask-positions';
+  | 'mask-positions'
+  | 'softcap-windows'
+  | 'sinks'
+  | 'linear-bias';
 
 /** Micro decoders by the name after `micro:`; each differs from `gqa` in what its name says. */
 export const microDecoders: Readonly<Record<MicroName, DecoderConfig>> = {
@@ -124,4 +127,24 @@ export const microDecoders: Readonly<Record<MicroName, DecoderConfig>> = {
   'output-norm': { ...gqa, family: 'olmo2', order: 'output' },
   /** No position_ids: positions are counted from the mask. */
   'mask-positions': { ...gqa, positions: 'mask' },
+  /** Soft caps on scores and logits, every other layer sees a window, as Gemma 2 and 3. */
+  'softcap-windows': {
+    ...gqa,
+    family: 'gemma2',
+    attention: { softcap: 5, windows: [4, 0] },
+    logitSoftcap: 30,
+  },
+  /** A trained logit in each softmax, every other layer sees a window, as gpt-oss. */
+  sinks: { ...gqa, family: 'gpt_oss', attention: { sinks: true, windows: [4, 0] } },
+  /** Scores that fall with the distance instead of a rotary embedding, as BLOOM and MPT. */
+  'linear-bias': {
+    ...gqa,
+    family: 'bloom',
+    kvHeads: 4,
+    rotary: { ...gqa.rotary, fraction: 0 },
+    attention: { linearBias: true },
+    norm: layerNorm,
+    mlp: { ...plainMlp, activation: 'gelu-tanh' },
+    biases: allBiases,
+  },
 };

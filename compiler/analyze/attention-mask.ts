@@ -35,12 +35,14 @@ export interface Masks {
  * Explains masks as causality, a window and padding.
  *
  * @param hasPast - whether the keys start with a cache
+ * @param capacity - keys of a cache of fixed length, most of which are not written yet
  * @returns undefined when they are something else, and have to stay
  */
 export function explainMasks(
   masks: Masks,
   books: Bookkeeping,
   hasPast: boolean,
+  capacity?: number,
 ): MaskFound | undefined {
   const values = [...masks.biases, ...masks.hidings.map(({ condition }) => condition)];
   if (values.length === 0) return { causal: false, window: 0, padding: undefined };
@@ -51,7 +53,7 @@ export function explainMasks(
   for (const causal of [true, false])
     for (const window of causal ? [0, ...windowsOf(values)] : [0]) {
       const found: MaskFound = { causal, window, padding };
-      if (holds(found, masks, books, hasPast)) return found;
+      if (holds(found, masks, books, hasPast, capacity)) return found;
     }
   return undefined;
 }
@@ -86,7 +88,13 @@ function windowsOf(values: readonly Value[]): readonly number[] {
   return [...found].filter((size) => size >= 1);
 }
 
-function holds(found: MaskFound, masks: Masks, books: Bookkeeping, hasPast: boolean): boolean {
+function holds(
+  found: MaskFound,
+  masks: Masks,
+  books: Bookkeeping,
+  hasPast: boolean,
+  capacity: number | undefined,
+): boolean {
   const edge = found.window + 3;
   const calls: CallSizes[] = hasPast
     ? [
@@ -100,7 +108,9 @@ function holds(found: MaskFound, masks: Masks, books: Bookkeeping, hasPast: bool
         { batch: 1, sequence: Math.min(512, Math.max(8, edge)), past: 0 },
       ];
   // a window wider than every trial cannot be told from none, so none is tried first
-  return calls.every((call, index) => agrees(found, masks, books, call, index));
+  return calls
+    .filter(({ past, sequence }) => past + sequence <= (capacity ?? Infinity))
+    .every((call, index) => agrees(found, masks, books, call, index, capacity));
 }
 
 function agrees(
@@ -109,6 +119,7 @@ function agrees(
   books: Bookkeeping,
   call: CallSizes,
   seed: number,
+  capacity: number | undefined,
 ): boolean {
   const inputs = books.call(call);
   let kept: ArrayLike<number> | undefined;
@@ -130,7 +141,7 @@ function agrees(
     shape.length >= 4 ? first : shape.length === 3 && first % call.batch === 0 ? call.batch : 1;
   const columns = full?.shape[1] ?? keys;
   const rows = full?.shape[0] ?? 1;
-  if (causal && keys !== call.past + queries) return false;
+  if (causal && keys !== (capacity ?? call.past + queries)) return false;
   if (kept !== undefined && (columns !== keys || (rows > 1 && batch !== rows && batch !== 1)))
     return false;
   if (kept !== undefined && rows > 1 && batch === 1) return false;

@@ -38,6 +38,8 @@ export interface Site {
   readonly hidings: readonly Hiding[];
   /** Logit of a sink per head. */
   readonly sinks: Value | undefined;
+  /** Keys that the op itself reads of each sequence. */
+  readonly lengths: Value | undefined;
   /** Whether the op itself is causal. */
   readonly causal: boolean;
   /** Keys the op itself lets a query see; 0 for all. */
@@ -77,6 +79,7 @@ const none = {
   biasScaled: false,
   hidings: [],
   sinks: undefined,
+  lengths: undefined,
   causal: false,
   window: 0,
   padding: undefined,
@@ -160,7 +163,6 @@ function onnxAttention(node: Node): Site | string {
   if (query === undefined || key === undefined || value === undefined || y === undefined)
     return 'it lacks an input';
   if (used(matrix)) return 'its scores are used';
-  if (lengths !== undefined) return 'its keys have lengths of their own';
   const flat = query.shape?.length === 3;
   const heads = node.int('q_num_heads', 0);
   const kvHeads = node.int('kv_num_heads', 0);
@@ -183,6 +185,7 @@ function onnxAttention(node: Node): Site | string {
     softcap: node.float('softcap', 0),
     biases: mask === undefined || mask.dtype === 'bool' ? [] : [mask],
     hidings: mask?.dtype === 'bool' ? [{ condition: mask, when: false }] : [],
+    lengths,
     causal: node.int('is_causal', 0) === 1,
     cache: cached
       ? { key: pastKey, value: pastValue, presents: [presentKey, presentValue] }

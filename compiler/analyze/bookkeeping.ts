@@ -13,7 +13,7 @@ import { writeNumbers } from '../ops/numbers.ts';
 import type { DecoderAnalysis } from './decoder.ts';
 import { analyzeDecoder } from './decoder.ts';
 import type { ProbeInputs } from './probe.ts';
-import { knownShape } from './probe.ts';
+import { knownShape, probe } from './probe.ts';
 
 /** Sizes to evaluate bookkeeping at. */
 export interface CallSizes {
@@ -27,7 +27,7 @@ export interface CallSizes {
 
 /** Names of inputs that only say where tokens are. */
 const bookkeepingNames =
-  /mask|position|seqlens|(past|total|cache|seq\w*)_?(seq\w*_?)?len|use_cache|cache_branch/;
+  /mask|position|seqlens|(past|total|cache|seq\w*)_?(seq\w*_?)?len|use_cache|cache_branch|(input|start|cache|write|kv)_(pos|ind)/;
 
 /** Knows which values are bookkeeping. */
 export class Bookkeeping {
@@ -43,16 +43,18 @@ export class Bookkeeping {
     readonly past: string | undefined;
   };
   private readonly known = new Map<Value, boolean>();
+  private readonly calls = new Map<string, ProbeInputs>();
+  private readonly computed = new Map<ProbeInputs, Map<Value, Tensor | undefined>>();
 
   constructor(model: Model) {
     this.model = model;
     this.analysis = analyzeDecoder(model);
-    const { decoder } = this.analysis;
+    const { decoder, fixed } = this.analysis;
     const { inputs } = model.graph;
     const named = (name: string | undefined): Value | undefined =>
       inputs.find((input) => input.name === name);
     const ids =
-      named(decoder?.ids) ??
+      named(decoder?.ids ?? fixed?.ids) ??
       inputs.find(({ name, shape }) => shape?.length === 2 && /ids|tokens/.test(name)) ??
       inputs.find(({ name, shape }) => (shape?.length ?? 0) >= 2 && !bookkeepingNames.test(name));
     const [state] = decoder?.state ?? [];
@@ -66,12 +68,12 @@ export class Bookkeeping {
 
   /** Whether the model keeps a cache, so that its mask and positions follow from the call. */
   get isDecoder(): boolean {
-    return this.analysis.decoder !== undefined;
+    return this.analysis.decoder !== undefined || this.analysis.fixed !== undefined;
   }
 
-  /** Whether the graph has a cache whose length is open. */
+  /** Whether the graph has a cache, so that tokens may be behind others. */
   get hasPast(): boolean {
-    return this.symbols.past !== undefined;
+    return this.symbols.past !== undefined || this.analysis.fixed !== undefined;
   }
 
   /** Whether a value depends on nothing but sizes, masks, positions and constants. */
@@ -111,6 +113,22 @@ export class Bookkeeping {
 
   /** Sizes and contents of the bookkeeping inputs of a call in which no token is padding. */
   call(sizes: CallSizes): ProbeInputs {
+    const key = `${sizes.batch} ${sizes.sequence} ${sizes.past}`;
+    let inputs = this.calls.get(key);
+    if (inputs === undefined) this.calls.set(key, (inputs = this.inputsOfCall(sizes)));
+    return inputs;
+  }
+
+  /** What a bookkeeping value is in such a call; computed once, since the layers of a model share it. */
+  at(value: Value, sizes: CallSizes): Tensor | undefined {
+    const inputs = this.call(sizes);
+    let found = this.computed.get(inputs);
+    if (found === undefined) this.computed.set(inputs, (found = new Map()));
+    if (!found.has(value)) found.set(value, probe(this.model, value, inputs));
+    return found.get(value);
+  }
+
+  private inputsOfCall(sizes: CallSizes): ProbeInputs {
     const { inputs } = this.model.graph;
     const bySymbol = new Map<string, number>();
     const { batch, sequence, past } = this.symbols;
@@ -125,7 +143,11 @@ export class Bookkeeping {
           if (!bySymbol.has(symbol))
             bySymbol.set(
               symbol,
-              this.isTotal(input, dim) ? sizes.past + sizes.sequence : (other += 16),
+              this.isTotal(input, dim)
+                ? input.shape?.length === 1 && isPlaces(input)
+                  ? sizes.sequence
+                  : sizes.past + sizes.sequence
+                : (other += 16),
             );
     const given = new Map<Value, Tensor>();
     for (const input of inputs) {
@@ -140,6 +162,11 @@ export class Bookkeeping {
   private isTotal(input: Value, dim: Dim): boolean {
     return this.has(input) && typeof dim === 'string' && dim === input.shape?.at(-1);
   }
+}
+
+/** Whether an input holds the position of every token. */
+function isPlaces({ name }: Value): boolean {
+  return /position|(input|cache|kv)_pos/.test(name);
 }
 
 function symbolOf(dim: Dim | undefined): string | undefined {
@@ -159,7 +186,9 @@ function contents(input: Value, shape: readonly number[], sizes: CallSizes): Ten
   const count = elementCount(shape);
   const columns = shape.at(-1) ?? 1;
   const value = (index: number): number => {
-    if (/position/.test(input.name)) return sizes.past + (index % columns);
+    if (/(write|cache|kv)_ind|start_pos/.test(input.name)) return sizes.past;
+    if (isPlaces(input)) return sizes.past + (index % columns);
+    if (/nonpad|kv_seq/.test(input.name)) return sizes.past + sizes.sequence;
     if (/past/.test(input.name)) return sizes.past;
     if (/seqlens/.test(input.name)) return sizes.past + sizes.sequence - 1;
     if (/total/.test(input.name)) return sizes.past + sizes.sequence;

@@ -13,7 +13,7 @@
 import type { DecoderSpec, DimSpec, StateSpec } from '../../runtime/manifest.ts';
 import { dtypes } from '../../runtime/tensor.ts';
 import type { Shape } from '../ir/dim.ts';
-import { dimToText } from '../ir/dim.ts';
+import { dimToText, sameShape } from '../ir/dim.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import { attentionInputs, isFusedAttention } from '../ops/fused-attention.ts';
 import type { ModelConfig } from './config.ts';
@@ -23,12 +23,26 @@ import { contextLengthOf, endIdsOf, startIdOf } from './config.ts';
 export interface DecoderAnalysis {
   /** The contract; undefined when the model is no decoder we know how to drive. */
   readonly decoder: DecoderSpec | undefined;
+  /** A decoder that fusion makes drivable; undefined when there is no cache of fixed length. */
+  readonly fixed: FixedCache | undefined;
   /** Whether the model takes token ids at all. */
   readonly takesIds: boolean;
   /** Why it is not driven as a decoder; empty when it does not look like one. */
   readonly reasons: readonly string[];
   /** Defaults that were assumed. */
   readonly warnings: readonly string[];
+}
+
+/** A decoder whose caches are buffers of fixed length, which fusion turns into caches that grow. */
+export interface FixedCache {
+  /** Input of token ids. */
+  readonly ids: string;
+  /** Output of logits. */
+  readonly logits: string;
+  /** The buffers. */
+  readonly state: readonly { readonly input: string; readonly output: string }[];
+  /** Inputs that say where tokens are. */
+  readonly bookkeeping: readonly string[];
 }
 
 /** Cache slots of fused attention ops: domain.op -> output index -> [input index, growing axis]. */
@@ -65,6 +79,7 @@ export function analyzeDecoder(model: Model, config: ModelConfig = {}): DecoderA
   const warnings: string[] = [];
   const none = (...reasons: string[]): DecoderAnalysis => ({
     decoder: undefined,
+    fixed: undefined,
     takesIds: ids !== undefined,
     reasons,
     warnings: [],
@@ -79,6 +94,12 @@ export function analyzeDecoder(model: Model, config: ModelConfig = {}): DecoderA
   if (typeof logits === 'string') return none(logits);
 
   const roles = assignRoles(inputs, ids);
+  const fixed = fixedCache(roles, outputs, ids.name, logits.value.name);
+  if (fixed !== undefined)
+    return {
+      ...none('its cache has a fixed length, which only fusion turns into one that grows'),
+      fixed,
+    };
   if (roles.unknown.length > 0)
     return none(
       ...roles.unknown.map(
@@ -88,10 +109,11 @@ export function analyzeDecoder(model: Model, config: ModelConfig = {}): DecoderA
   if (roles.past.length === 0)
     return none('it has no cache inputs: every call would compute all tokens again');
 
+  const continued = continuedCaches(outputs);
   const state: StateSpec[] = [];
   const reasons: string[] = [];
   for (const past of roles.past) {
-    const pair = findPair(past, roles.past, outputs);
+    const pair = findPair(past, roles.past, outputs, continued);
     const spec = typeof pair === 'string' ? pair : stateSpec(past, pair);
     if (typeof spec === 'string') reasons.push(spec);
     else state.push(spec);
@@ -118,10 +140,67 @@ export function analyzeDecoder(model: Model, config: ModelConfig = {}): DecoderA
       endIds: endIdsOf(config, warnings),
       ...(startId === undefined ? {} : { startId }),
     },
+    fixed: undefined,
     takesIds: true,
     reasons: [],
     warnings,
   };
+}
+
+/** The caches, when they are buffers that every call writes into. */
+function fixedCache(
+  { past, unknown, mask, positions, flags }: Roles,
+  outputs: readonly Value[],
+  ids: string,
+  logits: string,
+): FixedCache | undefined {
+  if (past.length === 0 || !unknown.every(saysPlaces)) return undefined;
+  // the first output of each, as it is for every input only one
+  const written = new Map([...outputs].reverse().map((output) => [bufferBehind(output), output]));
+  const state = past.flatMap((input) => {
+    const output = written.get(input);
+    const open = input.shape?.filter((dim) => typeof dim === 'string') ?? [];
+    return output !== undefined && sameShape(input.shape, output.shape) && open.length <= 1
+      ? [{ input: input.name, output: output.name }]
+      : [];
+  });
+  if (state.length < past.length || repeated(state.map(({ output }) => output)) !== undefined)
+    return undefined;
+  const bookkeeping = [
+    ...[mask, positions, ...unknown].flatMap((input) => input?.name ?? []),
+    ...flags.map(({ input }) => input),
+  ];
+  return { ids, logits, state, bookkeeping };
+}
+
+/** The input that an output is after rows were written into it. */
+function bufferBehind(output: Value): Value | undefined {
+  let value = output;
+  let isWritten = false;
+  for (let node = value.producer; node !== undefined; node = value.producer) {
+    const slot = cacheSlots[`${node.domain}.${node.op}`]?.[node.outputs.indexOf(value)]?.[0];
+    const isWriter = node.domain === '' && bufferWriters.has(node.op);
+    if (slot === undefined && !isWriter && node.op !== 'Transpose' && !passesThrough(node))
+      return undefined;
+    isWritten ||= isWriter || slot !== undefined;
+    const next = node.inputs[slot ?? 0];
+    if (next === undefined) return undefined;
+    value = next;
+  }
+  return isWritten && value.weight === undefined ? value : undefined;
+}
+
+const bufferWriters: ReadonlySet<string> = new Set([
+  'ScatterND',
+  'ScatterElements',
+  'Scatter',
+  'TensorScatter',
+]);
+
+/** Whether an input can only say which places of a buffer are written or read. */
+function saysPlaces(input: Value): boolean {
+  if (/mask/.test(input.name)) return true;
+  return isInteger(input) && (input.shape?.length ?? 2) <= 1 && /pos|ind|len/.test(input.name);
 }
 
 /** The input of token ids: by name, else the only integer matrix that indexes a constant table. */
@@ -204,16 +283,31 @@ function grows(mask: Value, ids: Value): boolean {
   return mask.shape?.[1] !== ids.shape?.[1] || typeof mask.shape?.[1] !== 'string';
 }
 
+/** An output that continues a cache, and along which axis. */
+interface Pair {
+  readonly output: Value;
+  readonly axis: number | undefined;
+}
+
+/** The first output that continues each cache input, for those whose producer shows it. */
+function continuedCaches(outputs: readonly Value[]): ReadonlyMap<Value, Pair> {
+  return new Map(
+    [...outputs].reverse().flatMap((output): [Value, Pair][] => {
+      const source = cacheSource(output);
+      return source === undefined ? [] : [[source.past, { output, axis: source.axis }]];
+    }),
+  );
+}
+
 /** The output that holds the cache of `past` after the call, or why it is not known. */
 function findPair(
   past: Value,
   allPast: readonly Value[],
   outputs: readonly Value[],
-): { readonly output: Value; readonly axis: number | undefined } | string {
-  for (const output of outputs) {
-    const source = cacheSource(output);
-    if (source?.past === past) return { output, axis: source.axis };
-  }
+  continued: ReadonlyMap<Value, Pair>,
+): Pair | string {
+  const shown = continued.get(past);
+  if (shown !== undefined) return shown;
   const wanted = signature(past.name);
   const named = outputs.filter(({ name }) => signature(name) === wanted);
   const [output] = named;

@@ -22,7 +22,7 @@ import { dominators } from './dominators.ts';
 import { knownShape, probe } from './probe.ts';
 
 /** Order of the axes of heads: tokens before columns, behind them, or whole rows of tokens. */
-export type HeadOrder = 'bhsd' | 'bhds' | 'bshd';
+export type HeadOrder = 'bhsd' | 'bhds' | 'bshd' | 'sbhd';
 
 /** How rows of tokens are split, which their shape does not say. */
 export interface HeadSplit {
@@ -386,6 +386,8 @@ class Arrived {
   at(b: number, h: number, t: number, j: number): number {
     const { heads, tokens, width } = this;
     if (this.order === 'bshd') return this.data[((b * tokens + t) * heads + h) * width + j] ?? NaN;
+    if (this.order === 'sbhd')
+      return this.data[((t * this.batch + b) * heads + h) * width + j] ?? NaN;
     const plane = (b * heads + h) * tokens * width;
     return this.data[plane + (this.order === 'bhsd' ? t * width + j : j * tokens + t)] ?? NaN;
   }

@@ -12,6 +12,8 @@
  *
  * Source: https://arxiv.org/abs/1706.03762; see `ops/attention-core.ts` for the variants.
  */
+import type { Cache } from '../analyze/attention-cache.ts';
+import { readCache } from '../analyze/attention-cache.ts';
 import type { MaskFound } from '../analyze/attention-mask.ts';
 import { explainMasks } from '../analyze/attention-mask.ts';
 import type { Obstacle } from '../analyze/attention-scores.ts';
@@ -22,6 +24,7 @@ import { Bookkeeping } from '../analyze/bookkeeping.ts';
 import { NodeOrder } from '../analyze/dominators.ts';
 import type { HeadContext, HeadMap } from '../analyze/head-map.ts';
 import { isInOrder, readHeads } from '../analyze/head-map.ts';
+import { probe } from '../analyze/probe.ts';
 import type { RotaryTables } from '../analyze/rotary-tables.ts';
 import { rotaryTables } from '../analyze/rotary-tables.ts';
 import { float, int } from '../ir/attribute.ts';
@@ -54,7 +57,8 @@ export function fuseAttention(): Pass {
       if (places.length === 0) return false;
       const fusion = new Fusion(model, context);
       for (const node of places) if (node.graph !== undefined) fusion.visit(node);
-      if (context.rewriter.changes > before) dropBookkeeping(model, context);
+      fusion.finish();
+      if (context.rewriter.changes > before) dropBookkeeping(model, context, fusion.bookkeeping);
       return context.rewriter.changes > before;
     },
   };
@@ -67,12 +71,21 @@ function isSoftmax(node: Node): boolean {
   return rank >= 3 && (axis === -1 || axis === rank - 1);
 }
 
-/** Removes what computed masks and positions, and the inputs of a decoder that only they read. */
-export function dropBookkeeping(model: Model, context: PassContext): void {
+/**
+ * Removes what computed masks and positions, and the inputs of a decoder that only they read.
+ *
+ * @param known - names of more such inputs
+ */
+export function dropBookkeeping(
+  model: Model,
+  context: PassContext,
+  known: readonly string[] = [],
+): void {
   const { rewriter } = context;
   const { decoder } = new Bookkeeping(model).analysis;
   removeAll([...model.graph.nodes()].reverse(), context);
   const bookkeeping = new Set([
+    ...known,
     decoder?.mask,
     decoder?.positions,
     ...(decoder?.flags ?? []).map(({ input }) => input),
@@ -83,6 +96,9 @@ export function dropBookkeeping(model: Model, context: PassContext): void {
   for (const input of idle) rewriter.removeInput(input);
 }
 
+/** Size of a cache that had a fixed length, as exporters call it. */
+const PAST_TOKENS = 'past_sequence_length';
+
 /** Queries, keys or values on their way into the fused op. */
 interface Projection {
   readonly map: HeadMap;
@@ -90,17 +106,12 @@ interface Projection {
   readonly norm: Node | undefined;
 }
 
-interface Cached {
-  readonly concat: Node;
-  readonly past: Value;
-  readonly fresh: HeadMap;
-}
-
 class Fusion {
   private readonly books: Bookkeeping;
   private readonly heads: HeadContext;
   private readonly rows: AttentionRows;
   private readonly context: PassContext;
+  private readonly waiting: Parts[] = [];
   private readonly tables = new Map<string, readonly [cos: Value, sin: Value]>();
 
   constructor(model: Model, context: PassContext) {
@@ -108,6 +119,11 @@ class Fusion {
     this.heads = { books: this.books, order: new NodeOrder() };
     this.rows = new AttentionRows(this.books, context);
     this.context = context;
+  }
+
+  /** Inputs that only said which places of a cache of fixed length are meant. */
+  get bookkeeping(): readonly string[] {
+    return this.books.analysis.fixed?.bookkeeping ?? [];
   }
 
   visit(node: Node): void {
@@ -119,8 +135,25 @@ class Fusion {
       });
       return;
     }
-    const why = 'why' in site ? site : this.fuse(site);
-    if (why !== undefined) this.context.refuse('attention', why.at, why.why);
+    const parts = 'why' in site ? site : this.partsOf(site);
+    if ('why' in parts) this.context.refuse('attention', parts.at, parts.why);
+    else if (parts.capacity === undefined) this.build(parts);
+    else this.waiting.push(parts);
+  }
+
+  /** Builds what continues caches of fixed length: all of them, or a model would have two kinds. */
+  finish(): void {
+    const { fixed } = this.books.analysis;
+    if (this.waiting.length === 0) return;
+    const whole = 2 * this.waiting.length === fixed?.state.length;
+    for (const parts of this.waiting)
+      if (whole) this.build(parts);
+      else
+        this.context.refuse(
+          'attention-with-cache',
+          parts.site.at,
+          'its cache has a fixed length, and not every cache of the model is one that is understood',
+        );
   }
 
   private siteOf(node: Node): Site | Obstacle | undefined {
@@ -129,7 +162,7 @@ class Fusion {
     return scores === undefined || 'why' in scores ? scores : siteOfScores(node, scores);
   }
 
-  private fuse(site: Site): Obstacle | undefined {
+  private partsOf(site: Site): Parts | Obstacle {
     const stuck = (why: string): Obstacle => ({ why, at: site.at });
     const [q0, k0, v0] = [site.q, site.k, site.v].map(({ value, order, split }) =>
       readHeads(value, order, this.heads, split),
@@ -154,11 +187,16 @@ class Fusion {
     const within = site.rotary !== undefined || site.gains.some((gain) => gain !== undefined);
     if (within && (q0.rotary ?? below.rotary) !== undefined)
       return stuck('its heads are turned twice');
-    const rotary = within ? undefined : this.rotaryOf(q0, below);
+    const rotary = within ? undefined : this.rotaryOf(q0, below, caches?.[0].capacity);
     if (rotary === null)
       return stuck('its queries and keys are not turned alike, or by tables that are not found');
     const cached = caches !== undefined || site.cache !== undefined;
-    const found = explainMasks(site, this.books, cached);
+    const capacity = caches?.[0].capacity;
+    if (site.lengths !== undefined && (capacity === undefined || !this.readsAll(site.lengths)))
+      return stuck('its keys have lengths of their own');
+    const found = explainMasks(site, this.books, cached, capacity);
+    if (capacity !== undefined && !site.causal && found?.causal !== true)
+      return stuck(`its cache of ${capacity} tokens is not read up to each token's own`);
     // without its cache in the op, keys and queries start at different places
     const isWhole =
       cached || !this.books.hasPast || (found?.causal === false && found.window === 0);
@@ -173,50 +211,39 @@ class Fusion {
     if (place === undefined) return stuck('its output has two sizes that only a run knows');
     if (![q.map, k.map, values].every((map) => this.rows.canMake(map)))
       return stuck('the rows of its queries, keys or values have two sizes that only a run knows');
-    this.build({
+    return {
       site,
       q,
       k,
       v: values,
       caches,
+      capacity,
       rotary,
       mask,
       scale: site.scale * q.map.scale * k.map.scale * (caches === undefined ? 1 : k0.scale),
       place,
+    };
+  }
+
+  /** The caches of keys and values, when both have one of a kind. */
+  private cachesOf(k: HeadMap, v: HeadMap): readonly [Cache, Cache] | undefined {
+    const [key, value] = [readCache(k, this.heads), readCache(v, this.heads)];
+    return key !== undefined && value !== undefined && key.capacity === value.capacity
+      ? [key, value]
+      : undefined;
+  }
+
+  /** Whether an op reads the keys of all tokens so far. */
+  private readsAll(lengths: Value): boolean {
+    return [
+      { batch: 1, sequence: 5, past: 0 },
+      { batch: 2, sequence: 1, past: 4 },
+    ].every((call) => {
+      const got = probe(this.books.model, lengths, this.books.call(call));
+      return (
+        got !== undefined && [...got.data].every((n) => Number(n) === call.past + call.sequence)
+      );
     });
-    return undefined;
-  }
-
-  /** The caches of keys and values, when both have one. */
-  private cachesOf(k: HeadMap, v: HeadMap): readonly [Cached, Cached] | undefined {
-    const [key, value] = [this.cacheOf(k), this.cacheOf(v)];
-    return key === undefined || value === undefined ? undefined : [key, value];
-  }
-
-  /** A cache that grows by Concat, when the keys or values are one. */
-  private cacheOf(map: HeadMap): Cached | undefined {
-    const concat = map.source.producer;
-    if (
-      !isCacheLayout(map) ||
-      concat?.op !== 'Concat' ||
-      concat.domain !== '' ||
-      concat.inputs.length !== 2
-    )
-      return undefined;
-    const [past, fresh] = concat.inputs;
-    const axis = concat.int('axis', 0);
-    if (past === undefined || fresh === undefined || (axis !== 2 && axis !== -2)) return undefined;
-    if (past.producer !== undefined || past.weight !== undefined || past.shape?.length !== 4)
-      return undefined;
-    const users = [...map.source.users.keys()];
-    if (users.some((user) => !map.nodes.has(user) && !this.readsCache(user))) return undefined;
-    const below = readHeads(fresh, 'bhsd', this.heads);
-    return below === undefined ? undefined : { concat, past, fresh: below };
-  }
-
-  /** Whether a reader of the cache is a product of an attention, or only asks for its size. */
-  private readsCache(user: Node): boolean {
-    return user.op === 'MatMul' || user.op === 'Shape' || user.op === 'Transpose';
   }
 
   private throughNorm(map: HeadMap): Projection {
@@ -256,14 +283,14 @@ class Fusion {
   }
 
   /** Tables for both; undefined when neither is turned, null when they cannot share one. */
-  private rotaryOf(q: HeadMap, k: HeadMap): Turned | undefined | null {
+  private rotaryOf(q: HeadMap, k: HeadMap, capacity?: number): Turned | undefined | null {
     const [a, b] = [q.rotary, k.rotary];
     if (a === undefined && b === undefined) return undefined;
     if (a === undefined || b === undefined || a.dims !== b.dims || a.interleaved !== b.interleaved)
       return null;
     if (!a.cos.every((value, i) => Math.abs(value - (b.cos[i] ?? NaN)) < 1e-5)) return null;
     if (!a.sin.every((value, i) => Math.abs(value - (b.sin[i] ?? NaN)) < 1e-5)) return null;
-    const limit = this.books.analysis.decoder?.contextLength ?? DEFAULT_CONTEXT_LENGTH;
+    const limit = capacity ?? this.books.analysis.decoder?.contextLength ?? DEFAULT_CONTEXT_LENGTH;
     const length = this.context.contextLength ?? limit;
     const tables = rotaryTables(a, this.books, length) ?? rotaryTables(b, this.books, length);
     if (tables === undefined) return null;
@@ -295,12 +322,15 @@ class Fusion {
       ...k.map.nodes,
       ...v.nodes,
     ]);
-    for (const cache of caches ?? []) used.add(cache.concat);
+    for (const { nodes } of caches ?? []) for (const node of nodes) used.add(node);
     const { width } = q.map;
     const past = site.cache ?? { key: caches?.[0].past, value: caches?.[1].past };
-    const presents = site.cache?.presents ?? caches?.map(({ concat }) => concat.output(0));
+    const presents = site.cache?.presents ?? caches?.map(({ present }) => present);
     const anchor = place.output.producer;
     if (anchor === undefined) return;
+    if (parts.capacity !== undefined)
+      for (const { past } of caches ?? [])
+        past.shape = [this.books.batch, k.map.heads, PAST_TOKENS, width];
     rewriter.before(anchor);
     rewriter.deriving([...new Set([...used].flatMap((node) => node.from))], () => {
       const rotary = this.turnedBy(parts);
@@ -399,18 +429,6 @@ class Fusion {
   }
 }
 
-/** [batch, heads, tokens, width]; with one head that is the same as tokens first. */
-function isCacheLayout({ source, order, heads, places, columns, width }: HeadMap): boolean {
-  if (order === 'bhsd') return true;
-  return (
-    order === 'bsc' &&
-    heads === 1 &&
-    places[0] === 0 &&
-    columns === width &&
-    source.shape?.[1] === 1
-  );
-}
-
 interface Turned {
   readonly dims: number;
   readonly interleaved: boolean;
@@ -423,7 +441,9 @@ interface Parts {
   readonly q: Projection;
   readonly k: Projection;
   readonly v: HeadMap;
-  readonly caches: readonly [Cached, Cached] | undefined;
+  readonly caches: readonly [Cache, Cache] | undefined;
+  /** Rows of caches of fixed length. */
+  readonly capacity: number | undefined;
   readonly rotary: Turned | undefined;
   readonly mask: MaskFound | undefined;
   readonly scale: number;

@@ -14,6 +14,8 @@ export const fuse: readonly PipelineStep[] = [
   'widen-halves',
   'expand-einsum',
   'unpack-attention',
+  // and no value that is needed for its shape alone
+  'lift-shapes',
   // the parts that others contain
   'fuse-activation',
   'simplify-resize',

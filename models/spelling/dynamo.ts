@@ -8,13 +8,7 @@
 import { float, int, ints } from '../../compiler/ir/attribute.ts';
 import type { Value } from '../../compiler/ir/graph.ts';
 import { rotarySize } from '../decoder-config.ts';
-import type {
-  AttentionInputs,
-  DecoderInputs,
-  LayerCache,
-  NormWeights,
-  Spelling,
-} from './spelling.ts';
+import type { AttentionInputs, DecoderInputs, NormWeights, Spelling } from './spelling.ts';
 import { TorchParts } from './torch.ts';
 
 /** PyTorch, dynamo exporter. */
@@ -23,6 +17,7 @@ export const dynamoSpelling: Spelling = {
   summary: 'plain ONNX ops as the dynamo exporter writes them, opset 18',
   opsets: { '': 18 },
   takesPositions: true,
+  cache: 'grows',
   foldsGainOffset: false,
   start: (emitter, config, inputs) => new DynamoParts(emitter, config, inputs),
 };
@@ -46,39 +41,31 @@ class DynamoParts extends TorchParts {
     return e.op(path, 'Mul', [normed, scale]);
   }
 
-  override attention(
-    path: string,
-    inputs: AttentionInputs,
-  ): { context: Value; present: LayerCache } {
-    const { emitter: e, config } = this;
-    const { heads, kvHeads, headSize } = config;
-    const [batch, sequence] = this.sizes(path, inputs.query, 0, 1);
-    const split = (x: Value, count: number): Value =>
-      e.op(path, 'Transpose', [this.reshape(path, x, [batch, sequence, count, headSize])], {
-        perm: ints([0, 2, 1, 3]),
-      });
-    const turned = (x: Value, weights: NormWeights | undefined): Value =>
-      this.rotate(path, weights === undefined ? x : this.norm(`${path}/norm`, x, weights));
-    const append = (past: Value, x: Value): Value =>
-      e.op(path, 'Concat', [past, x], { axis: int(-2) });
-    const present = {
-      key: append(inputs.past.key, turned(split(inputs.key, kvHeads), inputs.keyNorm)),
-      value: append(inputs.past.value, split(inputs.value, kvHeads)),
-    };
-    const root = e.float(headSize ** -0.25);
-    const query = e.op(path, 'Mul', [turned(split(inputs.query, heads), inputs.queryNorm), root]);
-    const keys = e.op(path, 'Transpose', [this.repeat(path, present.key)], {
-      perm: ints([0, 1, 3, 2]),
-    });
-    const scores = e.op(path, 'MatMul', [query, e.op(path, 'Mul', [keys, root])]);
-    const weights = e.op(path, 'Softmax', [e.op(path, 'Add', [scores, this.mask])], {
-      axis: int(-1),
-    });
+  protected override append(path: string, past: Value, x: Value): Value {
+    return this.emitter.op(path, 'Concat', [past, x], { axis: int(-2) });
+  }
+
+  /** The root of the scale on both sides. */
+  protected override scores(path: string, query: Value, key: Value): Value {
+    const { emitter: e } = this;
+    const root = e.float(this.config.headSize ** -0.25);
+    const keys = e.op(path, 'Transpose', [key], { perm: ints([0, 1, 3, 2]) });
+    return e.op(path, 'MatMul', [
+      e.op(path, 'Mul', [query, root]),
+      e.op(path, 'Mul', [keys, root]),
+    ]);
+  }
+
+  protected override weights(path: string, scores: Value, inputs: AttentionInputs): Value {
+    const { emitter: e } = this;
+    const weights = super.weights(path, scores, inputs);
     // a row that is hidden whole is 0 / 0
-    const guarded = e.op(path, 'Where', [e.op(path, 'IsNaN', [weights]), e.float(0), weights]);
-    const mixed = e.op(path, 'MatMul', [guarded, this.repeat(path, present.value)]);
-    const rows = e.op(path, 'Transpose', [mixed], { perm: ints([0, 2, 1, 3]) });
-    return { context: this.reshape(path, rows, [batch, sequence, heads * headSize]), present };
+    return e.op(path, 'Where', [e.op(path, 'IsNaN', [weights]), e.float(0), weights]);
+  }
+
+  protected override largest(path: string, x: Value): Value {
+    const { emitter: e } = this;
+    return e.op(path, 'ReduceMax', [x, e.ints(-1)], { keepdims: int(1) });
   }
 
   override activation(path: string, x: Value): Value {

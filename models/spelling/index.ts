@@ -1,14 +1,20 @@
-/** The spellings, in one list. */
+/** The spellings, in two lists. */
+import { bmmSpelling } from './bmm.ts';
 import { dynamoSpelling } from './dynamo.ts';
+import { einsumSpelling } from './einsum.ts';
+import { fixedSpelling } from './fixed.ts';
 import { optimumSpelling } from './optimum.ts';
 import { ortSpelling } from './ort.ts';
 import type { Spelling } from './spelling.ts';
 import { torchSpelling } from './torch.ts';
 
-/** Every spelling; the first is the default. */
+/** Spellings of whole exporters; the first is the default. */
 export const spellings: readonly [Spelling, ...Spelling[]] = [
   torchSpelling,
   ortSpelling,
   dynamoSpelling,
   optimumSpelling,
 ];
+
+/** Spellings of one thing in another way: products of heads, caches. */
+export const formSpellings: readonly Spelling[] = [bmmSpelling, einsumSpelling, fixedSpelling];

@@ -10,13 +10,7 @@ import type { Value } from '../../compiler/ir/graph.ts';
 import { Weight } from '../../compiler/ir/weight.ts';
 import { tensor } from '../../runtime/tensor.ts';
 import { rotaryFrequencies } from '../decoder-config.ts';
-import type {
-  AttentionInputs,
-  DecoderInputs,
-  LayerCache,
-  NormWeights,
-  Spelling,
-} from './spelling.ts';
+import type { AttentionInputs, DecoderInputs, NormWeights, Spelling } from './spelling.ts';
 import { TorchParts } from './torch.ts';
 
 /** Optimum. */
@@ -25,6 +19,7 @@ export const optimumSpelling: Spelling = {
   summary: 'plain ONNX ops as Optimum exported older models, opset 14',
   opsets: { '': 14 },
   takesPositions: true,
+  cache: 'grows',
   foldsGainOffset: false,
   start: (emitter, config, inputs) => new OptimumParts(emitter, config, inputs),
 };
@@ -45,38 +40,20 @@ class OptimumParts extends TorchParts {
     return bias === undefined ? scaled : e.op(path, 'Add', [scaled, bias]);
   }
 
-  override attention(
-    path: string,
-    inputs: AttentionInputs,
-  ): { context: Value; present: LayerCache } {
-    const { emitter: e, config } = this;
-    const { heads, kvHeads, headSize } = config;
-    const [batch, sequence] = this.sizes(path, inputs.query, 0, 1);
-    const split = (x: Value, count: number): Value =>
-      e.op(path, 'Transpose', [this.reshape(path, x, [batch, sequence, count, headSize])], {
-        perm: ints([0, 2, 1, 3]),
-      });
-    const turned = (x: Value, weights: NormWeights | undefined): Value =>
-      this.rotate(path, weights === undefined ? x : this.norm(`${path}/norm`, x, weights));
-    const append = (past: Value, x: Value): Value =>
-      e.op(path, 'Concat', [past, x], { axis: int(2) });
-    const present = {
-      key: append(inputs.past.key, turned(split(inputs.key, kvHeads), inputs.keyNorm)),
-      value: append(inputs.past.value, split(inputs.value, kvHeads)),
-    };
-    const query = turned(split(inputs.query, heads), inputs.queryNorm);
-    const keys = e.op(path, 'Transpose', [this.repeat(path, present.key)], {
-      perm: ints([0, 1, 3, 2]),
-    });
-    const scores = e.op(path, 'Div', [
+  protected override scores(path: string, query: Value, key: Value): Value {
+    const { emitter: e } = this;
+    const keys = e.op(path, 'Transpose', [key], { perm: ints([0, 1, 3, 2]) });
+    return e.op(path, 'Div', [
       e.op(path, 'MatMul', [query, keys]),
-      e.float(Math.sqrt(headSize)),
+      e.float(Math.sqrt(this.config.headSize)),
     ]);
-    const masked = e.op(path, 'Max', [e.op(path, 'Add', [scores, this.mask]), e.float(LOWEST)]);
-    const weights = e.op(path, 'Softmax', [masked], { axis: int(3) });
-    const mixed = e.op(path, 'MatMul', [weights, this.repeat(path, present.value)]);
-    const rows = e.op(path, 'Transpose', [mixed], { perm: ints([0, 2, 1, 3]) });
-    return { context: this.reshape(path, rows, [batch, sequence, heads * headSize]), present };
+  }
+
+  protected override hidden(path: string, scores: Value, inputs: AttentionInputs): Value {
+    return this.emitter.op(path, 'Max', [
+      super.hidden(path, scores, inputs),
+      this.emitter.float(LOWEST),
+    ]);
   }
 
   /** Each head several times, by Tile. */

@@ -8,8 +8,9 @@
 import { float, int } from '../../compiler/ir/attribute.ts';
 import type { Value } from '../../compiler/ir/graph.ts';
 import { Weight } from '../../compiler/ir/weight.ts';
+import { tensor } from '../../runtime/tensor.ts';
 import type { DecoderConfig } from '../decoder-config.ts';
-import { rotaryFrequencies, rotarySize } from '../decoder-config.ts';
+import { biasSlopes, rotaryFrequencies, rotarySize, windowOf } from '../decoder-config.ts';
 import type { Emitter } from '../emitter.ts';
 import type {
   AttentionInputs,
@@ -26,6 +27,7 @@ export const ortSpelling: Spelling = {
   summary: 'com.microsoft ops as the onnxruntime model builder writes them',
   opsets: { '': 17, 'com.microsoft': 1 },
   takesPositions: false,
+  cache: 'grows',
   foldsGainOffset: true,
   start: (emitter, config, inputs) => new OrtParts(emitter, config, inputs),
 };
@@ -41,10 +43,13 @@ class OrtParts implements Parts {
   /** i32 scalar: past + sequence. */
   private readonly total: Value;
   /** [contextLength, rotary / 2]. */
-  private readonly cos: Value;
-  private readonly sin: Value;
+  private readonly cos: Value | undefined;
+  private readonly sin: Value | undefined;
 
-  constructor(emitter: Emitter, config: DecoderConfig, { mask }: DecoderInputs) {
+  /** [1, heads, sequence, total], what falls with the distance. */
+  private readonly bias: Value | undefined;
+
+  constructor(emitter: Emitter, config: DecoderConfig, { ids, mask }: DecoderInputs) {
     this.emitter = emitter;
     this.config = config;
     const e = emitter;
@@ -53,8 +58,26 @@ class OrtParts implements Parts {
     this.lastIndex = e.op(path, 'Cast', [e.op(path, 'Sub', [count, e.int(1)])], { to: int(I32) });
     const size = e.op(path, 'Gather', [e.op(path, 'Shape', [mask]), e.int(1)], { axis: int(0) });
     this.total = e.op(path, 'Cast', [size], { to: int(I32) });
-    this.cos = e.constant('cos_cache', rotaryTable(config, Math.cos));
-    this.sin = e.constant('sin_cache', rotaryTable(config, Math.sin));
+    const [cos, sin] = [Math.cos, Math.sin].map((wave) => rotaryTable(config, wave));
+    this.cos = cos && rotarySize(config) > 0 ? e.constant('cos_cache', cos) : undefined;
+    this.sin = sin && rotarySize(config) > 0 ? e.constant('sin_cache', sin) : undefined;
+    this.bias = config.attention?.linearBias === true ? this.linearBias(ids, size) : undefined;
+  }
+
+  private linearBias(ids: Value, total: Value): Value {
+    const { emitter: e, config } = this;
+    const path = '/model/alibi';
+    const slopes = e.constant(
+      'model.alibi_slopes',
+      tensor('f32', [1, config.heads, 1, 1], biasSlopes(config)),
+    );
+    const keys = e.op(path, 'Cast', [e.op(path, 'Range', [e.int(0), total, e.int(1)])], {
+      to: int(1),
+    });
+    const rows = e.op(path, 'Mul', [slopes, keys]);
+    const sequence = e.op(path, 'Shape', [ids], { start: int(1), end: int(2) });
+    const sizes = e.op(path, 'Concat', [e.ints(1, 1), sequence, e.ints(1)], { axis: int(0) });
+    return e.op(path, 'Expand', [rows, sizes]);
   }
 
   norm(path: string, x: Value, { gain, bias }: NormWeights): Value {
@@ -87,6 +110,9 @@ class OrtParts implements Parts {
   attention(path: string, inputs: AttentionInputs): { context: Value; present: LayerCache } {
     const { config } = this;
     const { heads, kvHeads } = config;
+    const { softcap } = config.attention ?? {};
+    const window = windowOf(config, inputs.layer);
+    const turns = rotarySize(config) > 0;
     const node = this.emitter.node(
       path,
       'GroupQueryAttention',
@@ -98,14 +124,19 @@ class OrtParts implements Parts {
         inputs.past.value,
         this.lastIndex,
         this.total,
-        this.cos,
-        this.sin,
+        turns ? this.cos : undefined,
+        turns ? this.sin : undefined,
+        ...(this.bias === undefined && inputs.sinks === undefined
+          ? []
+          : [undefined, this.bias, inputs.sinks]),
       ],
       {
         num_heads: int(heads),
         kv_num_heads: int(kvHeads),
         scale: float(config.headSize ** -0.5),
-        do_rotary: int(1),
+        do_rotary: int(turns ? 1 : 0),
+        ...(softcap === undefined ? {} : { softcap: float(softcap) }),
+        ...(window === 0 ? {} : { local_window_size: int(window) }),
         rotary_interleaved: int(config.rotary.pairs === 'interleaved' ? 1 : 0),
       },
       { domain: MICROSOFT, outputs: 3 },

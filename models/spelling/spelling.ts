@@ -27,8 +27,10 @@ export interface LayerCache {
 export interface DecoderInputs {
   /** i64 [batch, sequence]. */
   readonly ids: Value;
-  /** i64 [batch, total], 1 for a token and 0 for padding; total = past + sequence. */
+  /** i64 [batch, total], 1 for a token and 0 for padding; total = past + sequence, or the whole context. */
   readonly mask: Value;
+  /** i64 [sequence], places of the tokens in a cache of fixed length; absent when the cache grows. */
+  readonly places: Value | undefined;
   /** i64 [batch, sequence]; absent when they are counted from the mask. */
   readonly positions: Value | undefined;
   /** Cache of the tokens before. */
@@ -43,6 +45,10 @@ export interface AttentionInputs {
   readonly key: Value;
   /** [batch, sequence, kvHeads * headSize]. */
   readonly value: Value;
+  /** Number of the layer. */
+  readonly layer: number;
+  /** Logit of a sink, [heads]; absent without sinks. */
+  readonly sinks: Value | undefined;
   /** Norm of each query head. */
   readonly queryNorm: NormWeights | undefined;
   /** Norm of each key head. */
@@ -81,6 +87,8 @@ export interface Spelling {
   readonly opsets: Readonly<Record<string, number>>;
   /** Whether a position_ids input has a use; false when the attention op counts positions itself. */
   readonly takesPositions: boolean;
+  /** `grows`: past and new tokens are joined. `fixed`: new tokens are written into the whole context. */
+  readonly cache: 'grows' | 'fixed';
   /** Whether the 1 of a Gemma gain 1 + g is in the stored gain. */
   readonly foldsGainOffset: boolean;
   /** Writes what all layers share (mask, positions, rotary tables) and returns the parts. */

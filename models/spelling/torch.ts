@@ -7,7 +7,7 @@ import { float, int, ints } from '../../compiler/ir/attribute.ts';
 import type { Value } from '../../compiler/ir/graph.ts';
 import { tensor } from '../../runtime/tensor.ts';
 import type { DecoderConfig } from '../decoder-config.ts';
-import { rotaryFrequencies, rotarySize } from '../decoder-config.ts';
+import { biasSlopes, rotaryFrequencies, rotarySize, windowOf } from '../decoder-config.ts';
 import type { Emitter } from '../emitter.ts';
 import type {
   AttentionInputs,
@@ -24,6 +24,7 @@ export const torchSpelling: Spelling = {
   summary: 'plain ONNX ops as the TorchScript exporter writes them, opset 17',
   opsets: { '': 17 },
   takesPositions: true,
+  cache: 'grows',
   foldsGainOffset: false,
   start: (emitter, config, inputs) => new TorchParts(emitter, config, inputs),
 };
@@ -41,6 +42,10 @@ export class TorchParts implements Parts {
   protected readonly config: DecoderConfig;
   /** [batch, 1, sequence, total], 0 or LOWEST. */
   protected readonly mask: Value;
+  /** Masks of layers with a window, by its size. */
+  protected readonly masks = new Map<number, Value>();
+  /** [1, heads, 1, total], what falls with the distance up to a term that a softmax ignores. */
+  protected readonly bias: Value | undefined;
   /** [batch, 1, sequence, rotary]. */
   protected readonly cos: Value;
   protected readonly sin: Value;
@@ -50,7 +55,11 @@ export class TorchParts implements Parts {
     this.config = config;
     const positions = inputs.positions ?? this.countPositions(inputs);
     this.mask = this.additiveMask(inputs);
-    [this.cos, this.sin] = this.rotaryTables(positions);
+    for (const window of new Set(config.attention?.windows ?? []))
+      if (window > 0) this.masks.set(window, this.withWindow(inputs, window));
+    this.bias = config.attention?.linearBias === true ? this.linearBias(inputs) : undefined;
+    [this.cos, this.sin] =
+      rotarySize(config) === 0 ? [this.mask, this.mask] : this.rotaryTables(positions);
   }
 
   norm(path: string, x: Value, { gain, bias }: NormWeights): Value {
@@ -89,22 +98,88 @@ export class TorchParts implements Parts {
     const turned = (x: Value, weights: NormWeights | undefined): Value =>
       this.rotate(path, weights === undefined ? x : this.norm(`${path}/norm`, x, weights));
     const query = turned(split(inputs.query, heads), inputs.queryNorm);
-    const append = (past: Value, x: Value): Value =>
-      e.op(path, 'Concat', [past, x], { axis: int(2) });
-    const present = {
-      key: append(inputs.past.key, turned(split(inputs.key, kvHeads), inputs.keyNorm)),
-      value: append(inputs.past.value, split(inputs.value, kvHeads)),
-    };
-    const keys = e.op(path, 'Transpose', [this.repeat(path, present.key)], {
-      perm: ints([0, 1, 3, 2]),
-    });
-    const scores = e.op(path, 'MatMul', [query, keys]);
-    const scaled = e.op(path, 'Mul', [scores, e.float(headSize ** -0.5)]);
-    const masked = e.op(path, 'Add', [scaled, this.mask]);
-    const weights = e.op(path, 'Softmax', [masked], { axis: int(-1) });
-    const mixed = e.op(path, 'MatMul', [weights, this.repeat(path, present.value)]);
+    const present = this.cached(
+      path,
+      inputs.past,
+      turned(split(inputs.key, kvHeads), inputs.keyNorm),
+      split(inputs.value, kvHeads),
+    );
+    const scores = this.scores(path, query, this.repeat(path, present.key));
+    const weights = this.weights(
+      path,
+      this.hidden(path, this.capped(path, scores), inputs),
+      inputs,
+    );
+    const mixed = this.mixed(path, weights, this.repeat(path, present.value));
     const rows = e.op(path, 'Transpose', [mixed], { perm: ints([0, 2, 1, 3]) });
     return { context: this.reshape(path, rows, [batch, sequence, heads * headSize]), present };
+  }
+
+  /** Keys and values of all tokens. */
+  protected cached(path: string, past: LayerCache, key: Value, value: Value): LayerCache {
+    return {
+      key: this.append(path, past.key, key),
+      value: this.append(path, past.value, value),
+    };
+  }
+
+  /** New tokens behind the cached ones. */
+  protected append(path: string, past: Value, x: Value): Value {
+    return this.emitter.op(path, 'Concat', [past, x], { axis: int(2) });
+  }
+
+  /** Scaled products of queries and keys, [batch, heads, sequence, total]. */
+  protected scores(path: string, query: Value, key: Value): Value {
+    const { emitter: e, config } = this;
+    const keys = e.op(path, 'Transpose', [key], { perm: ints([0, 1, 3, 2]) });
+    return e.op(path, 'Mul', [
+      e.op(path, 'MatMul', [query, keys]),
+      e.float(config.headSize ** -0.5),
+    ]);
+  }
+
+  private capped(path: string, scores: Value): Value {
+    const { emitter: e, config } = this;
+    const { softcap } = config.attention ?? {};
+    if (softcap === undefined) return scores;
+    const cap = e.float(softcap);
+    return e.op(path, 'Mul', [e.op(path, 'Tanh', [e.op(path, 'Div', [scores, cap])]), cap]);
+  }
+
+  /** Scores with the mask of a layer, and what falls with the distance. */
+  protected hidden(path: string, scores: Value, { layer }: AttentionInputs): Value {
+    const { emitter: e } = this;
+    const near = this.bias === undefined ? scores : e.op(path, 'Add', [scores, this.bias]);
+    return e.op(path, 'Add', [near, this.maskOf(layer)]);
+  }
+
+  /** The mask of a layer. */
+  protected maskOf(layer: number): Value {
+    return this.masks.get(windowOf(this.config, layer)) ?? this.mask;
+  }
+
+  /** Softmax of scores; a sink takes part and is dropped again. */
+  protected weights(path: string, scores: Value, { sinks, query }: AttentionInputs): Value {
+    const { emitter: e, config } = this;
+    if (sinks === undefined) return e.op(path, 'Softmax', [scores], { axis: int(-1) });
+    const [batch = 1, sequence = 1] = this.sizes(path, query, 0, 1);
+    const column = e.op(path, 'Expand', [
+      e.op(path, 'Reshape', [sinks, e.ints(1, -1, 1, 1)]),
+      this.shape(path, [batch, config.heads, sequence, 1]),
+    ]);
+    const all = e.op(path, 'Concat', [scores, column], { axis: int(-1) });
+    const largest = this.largest(path, all);
+    const weights = e.op(path, 'Softmax', [e.op(path, 'Sub', [all, largest])], { axis: int(-1) });
+    return this.slice(path, weights, 0, -1);
+  }
+
+  /** Largest of each row, kept as an axis of size 1. */
+  protected largest(path: string, x: Value): Value {
+    return this.emitter.op(path, 'ReduceMax', [x], { axes: ints([-1]), keepdims: int(1) });
+  }
+
+  protected mixed(path: string, weights: Value, value: Value): Value {
+    return this.emitter.op(path, 'MatMul', [weights, value]);
   }
 
   activation(path: string, x: Value): Value {
@@ -170,6 +245,7 @@ export class TorchParts implements Parts {
   protected rotate(path: string, x: Value): Value {
     const { emitter: e, config } = this;
     const size = rotarySize(config);
+    if (size === 0) return x;
     const whole = size === config.headSize;
     const part = whole ? x : this.slice(path, x, 0, size);
     const swapped =
@@ -247,21 +323,62 @@ export class TorchParts implements Parts {
   }
 
   /** Causal and padding mask as numbers to add to the scores. */
-  protected additiveMask({ ids, mask, past }: DecoderInputs): Value {
+  protected additiveMask(inputs: DecoderInputs): Value {
+    const { emitter: e } = this;
+    const path = '/model';
+    const [keys, queries] = this.places(inputs);
+    const causal = e.op(path, 'LessOrEqual', [keys, queries]); // [sequence, total]
+    const real = e.op(path, 'Greater', [
+      e.op(path, 'Unsqueeze', [inputs.mask, e.ints(1, 2)]),
+      e.int(0),
+    ]);
+    const seen = e.op(path, 'And', [e.op(path, 'Unsqueeze', [causal, e.ints(0, 1)]), real]);
+    return e.op(path, 'Where', [seen, e.float(0), e.float(LOWEST)]);
+  }
+
+  /** Places of keys, [1, total], and of queries, [sequence, 1]. */
+  protected places({
+    ids,
+    mask,
+    past,
+    places,
+  }: DecoderInputs): readonly [keys: Value, queries: Value] {
     const { emitter: e } = this;
     const path = '/model';
     const size = (x: Value, axis: number): Value =>
       e.op(path, 'Gather', [e.op(path, 'Shape', [x]), e.int(axis)], { axis: int(0) });
     const range = (end: Value): Value => e.op(path, 'Range', [e.int(0), end, e.int(1)]);
     const keys = e.op(path, 'Unsqueeze', [range(size(mask, 1)), e.ints(0)]);
+    if (places !== undefined) return [keys, e.op(path, 'Unsqueeze', [places, e.ints(1)])];
     const before = past[0];
     const present = range(size(ids, 1));
     const queries =
       before === undefined ? present : e.op(path, 'Add', [present, size(before.key, 2)]);
-    const causal = e.op(path, 'LessOrEqual', [keys, e.op(path, 'Unsqueeze', [queries, e.ints(1)])]); // [sequence, total]
-    const real = e.op(path, 'Greater', [e.op(path, 'Unsqueeze', [mask, e.ints(1, 2)]), e.int(0)]);
-    const seen = e.op(path, 'And', [e.op(path, 'Unsqueeze', [causal, e.ints(0, 1)]), real]);
-    return e.op(path, 'Where', [seen, e.float(0), e.float(LOWEST)]);
+    return [keys, e.op(path, 'Unsqueeze', [queries, e.ints(1)])];
+  }
+
+  /** The mask without keys that are too far behind. */
+  private withWindow(inputs: DecoderInputs, window: number): Value {
+    const { emitter: e } = this;
+    const path = '/model';
+    const [keys, queries] = this.places(inputs);
+    const near = e.op(path, 'Greater', [keys, e.op(path, 'Sub', [queries, e.int(window)])]);
+    const hidden = e.op(path, 'Where', [near, e.float(0), e.float(LOWEST)]);
+    return e.op(path, 'Min', [this.mask, hidden]);
+  }
+
+  /** ALiBi as BLOOM adds it: slope times place of the key, counted from the mask. */
+  private linearBias({ mask }: DecoderInputs): Value {
+    const { emitter: e, config } = this;
+    const path = '/model/alibi';
+    const slopes = e.constant(
+      'model.alibi_slopes',
+      tensor('f32', [config.heads, 1], biasSlopes(config)),
+    );
+    const counted = e.op(path, 'Sub', [e.op(path, 'CumSum', [mask, e.int(1)]), e.int(1)]);
+    const real = e.op(path, 'Cast', [e.op(path, 'Mul', [counted, mask])], { to: int(F32) });
+    const rows = e.op(path, 'Mul', [slopes, e.op(path, 'Unsqueeze', [real, e.ints(1)])]); // [batch, heads, total]
+    return e.op(path, 'Unsqueeze', [rows, e.ints(2)]);
   }
 
   /** Number of real tokens before each token, for the last `sequence` columns of the mask. */
