@@ -82,7 +82,7 @@ export class Lowering {
   private readonly constantNodes = new Map<Node, boolean>();
   private readonly foldedWeights = new Map<Value, Weight>();
   private readonly ids = new Map<object, number>();
-  private readonly unpackedCodes = new Map<Node, Buffer>();
+  private readonly unpackedBuffers = new Map<string, Buffer>();
 
   constructor(model: Model, decoder: DecoderSpec | undefined, sizes: PlanSizes) {
     this.model = model;
@@ -349,12 +349,23 @@ export class Lowering {
     const node = dequantizeBehind(value);
     const { shape } = value;
     if (node === undefined || !isStatic(shape ?? ['open'])) return undefined;
-    let buffer = this.unpackedCodes.get(node);
-    if (buffer === undefined) {
-      buffer = unpackWeights(this, node);
-      this.unpackedCodes.set(node, buffer);
-    }
+    const buffer = this.unpackedCodes(node, false);
     return { address: addressOf(buffer), shape: shape ?? [], type: 'f32', segment: undefined };
+  }
+
+  /** The values of a Dequantize node in the other orientation, unpacked when the plan is loaded. */
+  unpackedTurned(node: Node): Address {
+    return addressOf(this.unpackedCodes(node, true));
+  }
+
+  private unpackedCodes(node: Node, turned: boolean): Buffer {
+    const key = `${this.idOf(node)} ${turned}`;
+    let buffer = this.unpackedBuffers.get(key);
+    if (buffer === undefined) {
+      buffer = unpackWeights(this, node, turned);
+      this.unpackedBuffers.set(key, buffer);
+    }
+    return buffer;
   }
 
   /** Adds steps that run once, when the plan is loaded. */

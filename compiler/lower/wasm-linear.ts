@@ -30,6 +30,7 @@ import type { Address, Step, Word } from './plan.ts';
 import { addressOf } from './plan.ts';
 import type { Lowering, Place } from './wasm-context.ts';
 import { f32, rowsOf, Unsupported } from './wasm-context.ts';
+import { dequantizeBehind } from './wasm-unpack.ts';
 
 /** A constant matrix in a kernel's layout. */
 export type PackedMatrix =
@@ -61,6 +62,8 @@ interface MatrixSource {
 /** What happens to a product. */
 export interface Epilogue {
   readonly bias?: Value | undefined;
+  /** A bias that is no value of the graph. */
+  readonly biasAt?: Word;
   readonly activation?: number;
   readonly alpha?: number;
   readonly beta?: number;
@@ -246,9 +249,9 @@ function epilogueWords(
   readonly RESIDUAL: Word;
   readonly RESIDUALROW: number;
 } {
-  const { bias, activation = abi.ACT_NONE, alpha = 0, beta = 0, residual } = epilogue;
+  const { bias, biasAt = 0, activation = abi.ACT_NONE, alpha = 0, beta = 0, residual } = epilogue;
   return {
-    BIAS: lowering.optional(bias),
+    BIAS: bias === undefined ? biasAt : lowering.optional(bias),
     ACTIVATION: activation,
     ALPHA: f32(alpha),
     BETA: f32(beta),
@@ -361,6 +364,42 @@ export function lowerProduct(
   y: Place,
 ): void {
   emitProduct(lowering, lowering.floats(x), [matrix], epilogue, undefined, y);
+}
+
+/**
+ * x · wᵀ + bias for a constant of any rank that reads as `rows` rows: the input weights of a recurrent
+ * layer, all directions together.
+ *
+ * @param bias - f32 [rows], or 0
+ */
+export function lowerRows(
+  lowering: Lowering,
+  x: Place,
+  value: Value,
+  rows: number,
+  bias: Word,
+  y: Place,
+): void {
+  const k = lowering.fixed(x.shape.at(-1), 'the size of a row');
+  const node = dequantizeBehind(value);
+  const packed = node === undefined ? undefined : packIntegers(lowering, node);
+  if (packed !== undefined && packed.n === rows && packed.k === k) {
+    emitProduct(lowering, x, [packed], { biasAt: bias }, undefined, y);
+    return;
+  }
+  const { weight } = value;
+  const floats = weight === undefined ? undefined : (): Float32Array => floatsOf(weight);
+  const source = floats ?? (node === undefined ? undefined : () => dequantized(node));
+  if (source === undefined) throw new Unsupported(`"${value.name}" is no constant`);
+  const half = weight !== undefined && fitsHalf(weight);
+  const key = `rows in tiles ${lowering.idOf(weight ?? value)}`;
+  const buffer = lowering.weight(key, value.name, () => ({
+    weight: packedFloats(source, { rows, columns: k, transposed: false, half }),
+    format: half ? 'f16' : 'f32',
+  }));
+  const format = half ? abi.F16 : abi.F32;
+  const matrix = { kind: 'float', n: rows, k, format, codes: addressOf(buffer) } as const;
+  emitProduct(lowering, x, [matrix], { biasAt: bias }, undefined, y);
 }
 
 /** Whether two matrices can be read by one gated step. */

@@ -117,7 +117,6 @@ export function lowerCast(lowering: Lowering, node: Node): void {
   const to = node.output().dtype;
   const isInteger = to !== undefined && /^[iu]\d/.test(to);
   const wasFloat = from !== undefined && /f\d/.test(from);
-  if (to === 'bool' && from !== 'bool') throw new Unsupported(`a Cast from ${from} to bool`);
   if (isInteger && wasFloat) lowering.alias(node.output(), lowering.ints(node.input(0)));
   else lowering.alias(node.output(), source(lowering, node.input(0)));
 }
@@ -299,20 +298,19 @@ export function lowerGather(lowering: Lowering, node: Node): void {
 }
 
 /** Pad with a constant. */
-export function lowerPad(lowering: Lowering, node: Node): void {
-  const mode = node.string('mode', 'constant');
-  if (mode !== 'constant') throw new Unsupported(`Pad in mode ${mode}`);
+export function lowerPadConstant(lowering: Lowering, node: Node): void {
   const x = lowering.floats(node.input(0));
   const pads = sizesOf(lowering, node.inputs[1]) ?? node.ints('pads') ?? [];
   const axes = (sizesOf(lowering, node.inputs[3]) ?? x.shape.map((_, axis) => axis)).map((axis) =>
     axisOf(lowering.fixed(axis, 'an axis'), x.shape.length),
   );
   const before = x.shape.map(() => 0);
+  const cut: [axis: number, before: number, after: number][] = [];
   axes.forEach((axis, index) => {
     const amount = lowering.fixed(pads[index] ?? 0, 'a padding');
     const after = lowering.fixed(pads[index + axes.length] ?? 0, 'a padding');
-    if (amount < 0 || after < 0) throw new Unsupported('a Pad that cuts');
     before[axis] = amount;
+    if (amount < 0 || after < 0) cut.push([axis, Math.max(0, -amount), Math.max(0, -after)]);
   });
   const value = node.inputs[2]?.constant();
   const fill = value === undefined ? node.float('value', 0) : Number(value.data[0] ?? 0);
@@ -327,12 +325,20 @@ export function lowerPad(lowering: Lowering, node: Node): void {
   const strides = stridesOf(y.shape);
   const offset = addDims(
     0,
-    ...before.map((amount, axis) => multiplyDims(amount, strides[axis] ?? 0)),
+    ...before.map((amount, axis) => multiplyDims(Math.max(0, amount), strides[axis] ?? 0)),
   );
+  // paddings below zero cut: less is copied, from further inside
+  const own = stridesOf(x.shape);
+  const shape = [...x.shape];
+  let from: Dim = 0;
+  for (const [axis, first, last] of cut) {
+    shape[axis] = addDims(shape[axis] ?? 0, -first - last);
+    from = addDims(from, multiplyDims(first, own[axis] ?? 0));
+  }
   move(
     lowering,
-    x.shape,
-    { place: x, strides: stridesOf(x.shape) },
+    shape,
+    { place: x, offset: from, strides: own },
     { place: y, offset, strides },
     'inside of a pad',
   );

@@ -2,272 +2,24 @@
  * Every op that the WASM engine runs and how it is lowered: the one list. To add an op: a function in
  * its family's file, and a line here.
  */
-import type { Dim } from '../ir/dim.ts';
 import { multiplyDims } from '../ir/dim.ts';
-import type { Node, Value } from '../ir/graph.ts';
-import { activationNameOf, activations } from '../ops/activation-table.ts';
-import { gatedLinearInputs, linearInputs } from '../ops/fused-linear.ts';
-import { normInputs, normKind } from '../ops/fused-norm.ts';
+import type { Node } from '../ir/graph.ts';
 import { shifted } from './plan.ts';
-import type { Lowering, Place } from './wasm-context.ts';
-import { f32, rowsOf, Unsupported } from './wasm-context.ts';
 import { lowerAttention, rotaryTables } from './wasm-attention.ts';
-import { elementwiseOps, emitExpression, lowerElementwise } from './wasm-elementwise.ts';
-import { activated, activationIds, call, input } from './wasm-expression.ts';
-import type { Epilogue } from './wasm-linear.ts';
-import {
-  isConstantMatrix,
-  lowerEmbedding,
-  lowerGated,
-  lowerProduct,
-  packMatrix,
-  sameLayout,
-} from './wasm-linear.ts';
+import type { Lowering } from './wasm-context.ts';
+import { f32, rowsOf, Unsupported } from './wasm-context.ts';
+import { elementwiseOps, lowerCastToBool, lowerElementwise } from './wasm-elementwise.ts';
+import * as indexing from './wasm-indexing.ts';
+import { isConstantMatrix, lowerEmbedding } from './wasm-linear.ts';
 import * as movement from './wasm-movement.ts';
+import * as norms from './wasm-norms.ts';
+import * as products from './wasm-products.ts';
+import { lowerRecurrent } from './wasm-recurrent.ts';
+import * as resample from './wasm-resample.ts';
 import * as vision from './wasm-vision.ts';
 
 /** Lowers one node; `heads` names tables that linear layers share. */
 export type LowerNode = (lowering: Lowering, node: Node, heads: ReadonlySet<string>) => void;
-
-function activationOf(node: Node): Pick<Epilogue, 'activation' | 'alpha' | 'beta'> & {
-  readonly name: ReturnType<typeof activationNameOf>;
-  readonly alpha: number;
-  readonly beta: number;
-} {
-  const name = activationNameOf(node);
-  const { alpha = 0, beta = 0 } = activations[name];
-  const chosen = { alpha: node.float('alpha', alpha), beta: node.float('beta', beta) };
-  if (name === 'quick-gelu' && Math.abs(chosen.alpha - 1.702) > 1e-6)
-    throw new Unsupported(`quick-gelu with factor ${chosen.alpha}`);
-  return { name, activation: activationIds[name], ...chosen };
-}
-
-function lowerLinear(lowering: Lowering, node: Node): void {
-  const x = node.input(linearInputs.x);
-  const weight = node.input(linearInputs.weight);
-  const rowsFirst = node.int('transposed', 0) === 1;
-  const matrix = packMatrix(lowering, weight, rowsFirst);
-  const { name, alpha, beta, activation = 0 } = activationOf(node);
-  const bias = node.inputs[linearInputs.bias];
-  const residual = node.inputs[linearInputs.residual];
-  if (matrix === undefined) {
-    const place = multiply(lowering, node, x, weight, rowsFirst, 1);
-    finish(lowering, place, bias, residual, (formula) => activated(formula, name, alpha, beta));
-    return;
-  }
-  const same =
-    residual === undefined ||
-    residual.shape?.every((dim, axis) => dim === node.output().shape?.[axis]);
-  const epilogue = {
-    bias,
-    activation,
-    alpha,
-    beta,
-    residual: same === true ? residual : undefined,
-  };
-  const y = lowering.output(node);
-  lowerProduct(lowering, x, matrix, epilogue, y);
-  if (same !== true && residual !== undefined)
-    emitExpression(lowering, call('add', input(0), input(1)), [y, lowering.floats(residual)], y);
-}
-
-/** Bias, activation and residual of a product, as one expression in place. */
-function finish(
-  lowering: Lowering,
-  y: Place,
-  bias: Value | undefined,
-  residual: Value | undefined,
-  activate: (formula: ReturnType<typeof input>) => ReturnType<typeof input> = (formula) => formula,
-): void {
-  const places = [y];
-  let formula = input(0);
-  if (bias !== undefined)
-    formula = call('add', formula, input(places.push(lowering.floats(bias)) - 1));
-  formula = activate(formula);
-  if (residual !== undefined)
-    formula = call('add', formula, input(places.push(lowering.floats(residual)) - 1));
-  if (formula.kind !== 'input') emitExpression(lowering, formula, places, y, 'behind a product');
-}
-
-function lowerGatedLinear(lowering: Lowering, node: Node): void {
-  const at = gatedLinearInputs;
-  const rowsFirst = node.int('transposed', 0) === 1;
-  const x = node.input(at.x);
-  const gate = packMatrix(lowering, node.input(at.gate), rowsFirst);
-  const up = packMatrix(lowering, node.input(at.up), rowsFirst);
-  if (gate === undefined || up === undefined) throw new Unsupported('matrices that are computed');
-  const { name: _name, ...activation } = activationOf(node);
-  const [gateBias, upBias] = [node.inputs[at.gateBias], node.inputs[at.upBias]];
-  const y = lowering.output(node);
-  if (sameLayout(gate, up)) {
-    lowerGated(lowering, x, [gate, up], [gateBias, upBias], activation, y);
-    return;
-  }
-  const second = lowering.fresh(`${node.name} up`, y.shape);
-  lowerProduct(lowering, x, gate, { ...activation, bias: gateBias }, y);
-  lowerProduct(lowering, x, up, { bias: upBias }, second);
-  emitExpression(lowering, call('mul', input(0), input(1)), [y, second], y, 'gate');
-}
-
-/** x · w with computed w, batches as they broadcast. */
-function multiply(
-  lowering: Lowering,
-  node: Node,
-  left: Value,
-  right: Value,
-  transposed: boolean,
-  scale: number,
-): Place {
-  const [x, w] = [lowering.floats(left), lowering.floats(right)];
-  const y = lowering.output(node);
-  if (x.shape.length < 2 || w.shape.length < 2) throw new Unsupported('products of vectors');
-  const [m, k] = x.shape.slice(-2) as [Dim, Dim];
-  const n = y.shape.at(-1) ?? 1;
-  const batchShape = y.shape.slice(0, -2);
-  // two loops over batches: the last axis, and all in front of it
-  const merged = movement.mergeLoops(
-    batchShape.map((size, axis) => {
-      const stride = (place: Place): Dim => {
-        const at = axis - batchShape.length + place.shape.length - 2;
-        if (at < 0 || place.shape[at] === 1) return 0;
-        return multiplyDims(4, ...place.shape.slice(at + 1));
-      };
-      return { size, strides: [stride(x), stride(w), stride(y)] };
-    }),
-  );
-  if (merged.length > 2) throw new Unsupported(`batches over ${merged.length} axes`);
-  const none = { size: 1, strides: [0, 0, 0] };
-  const [outer = none, inner = none] = merged.length < 2 ? [none, ...merged] : merged;
-  lowering.emit('MATMUL', {
-    X: x.address,
-    XROW: multiplyDims(4, k),
-    XBATCH: outer.strides[0] ?? 0,
-    XHEAD: inner.strides[0] ?? 0,
-    W: w.address,
-    WROW: multiplyDims(4, w.shape.at(-1) ?? 1),
-    WBATCH: outer.strides[1] ?? 0,
-    WHEAD: inner.strides[1] ?? 0,
-    TRANSPOSED: transposed ? 1 : 0,
-    Y: y.address,
-    YROW: multiplyDims(4, n),
-    YBATCH: outer.strides[2] ?? 0,
-    YHEAD: inner.strides[2] ?? 0,
-    BATCH: outer.size,
-    HEADS: inner.size,
-    M: m,
-    K: k,
-    N: n,
-    SCALE: f32(scale),
-  });
-  return y;
-}
-
-function lowerMatMul(lowering: Lowering, node: Node): void {
-  const [x, weight] = [node.input(0), node.input(1)];
-  const matrix = packMatrix(lowering, weight, false);
-  if (matrix === undefined) multiply(lowering, node, x, weight, false, 1);
-  else lowerProduct(lowering, x, matrix, {}, lowering.output(node));
-}
-
-function lowerGemm(lowering: Lowering, node: Node): void {
-  const [x, weight, bias] = [node.input(0), node.input(1), node.inputs[2]];
-  const [alpha, beta] = [node.float('alpha', 1), node.float('beta', 1)];
-  if (node.int('transA', 0) === 1) throw new Unsupported('a Gemm that transposes its input');
-  if (bias !== undefined && beta !== 1) throw new Unsupported(`a Gemm with beta ${beta}`);
-  const rowsFirst = node.int('transB', 0) === 1;
-  const matrix = packMatrix(lowering, weight, rowsFirst);
-  const isRow = bias?.weight !== undefined && multiplyDims(...(bias.shape ?? [])) === matrix?.n;
-  if (matrix !== undefined && alpha === 1 && (bias === undefined || isRow)) {
-    lowerProduct(lowering, x, matrix, { bias }, lowering.output(node));
-    return;
-  }
-  if (matrix !== undefined && alpha === 1) {
-    const y = lowering.output(node);
-    lowerProduct(lowering, x, matrix, {}, y);
-    finish(lowering, y, bias, undefined);
-    return;
-  }
-  finish(lowering, multiply(lowering, node, x, weight, rowsFirst, alpha), bias, undefined);
-}
-
-function lowerNorm(lowering: Lowering, node: Node): void {
-  const { gain, bias, skip, skipBias } = normInputs;
-  const sum = node.outputs[1];
-  emitNorm(lowering, node, {
-    kind: normKind(node) === 'rms' ? 0 : 1,
-    epsilon: node.float('epsilon', 1e-5),
-    gain: node.inputs[gain],
-    bias: node.inputs[bias],
-    skip: node.inputs[skip],
-    skipBias: node.inputs[skipBias],
-    sum: sum !== undefined && sum.useCount > 0 ? 1 : undefined,
-  });
-}
-
-interface NormParts {
-  readonly kind: number;
-  readonly epsilon: number;
-  readonly gain: Value | undefined;
-  readonly bias: Value | undefined;
-  readonly skip?: Value | undefined;
-  readonly skipBias?: Value | undefined;
-  /** Output that receives the sum. */
-  readonly sum?: number | undefined;
-}
-
-function emitNorm(lowering: Lowering, node: Node, parts: NormParts): void {
-  const x = lowering.floats(node.input(0));
-  const [rows, columns] = rowsOf(x.shape);
-  const n = lowering.fixed(columns, 'the size of a row');
-  const skip = parts.skip === undefined ? undefined : lowering.floats(parts.skip);
-  if (skip !== undefined && multiplyDims(...skip.shape) !== multiplyDims(...x.shape))
-    throw new Unsupported('a norm whose second input is broadcast');
-  const y = lowering.output(node);
-  const sum = parts.sum === undefined ? undefined : lowering.output(node, parts.sum);
-  // the sum takes over the residual stream; else the result may
-  const inPlace: (readonly [Place, Place])[] =
-    sum === undefined
-      ? [[y, x]]
-      : [
-          [sum, skip ?? x],
-          [sum, x],
-          [y, x],
-        ];
-  lowering.emit(
-    'NORM',
-    {
-      X: x.address,
-      XROW: n * 4,
-      Y: y.address,
-      YROW: n * 4,
-      ROWS: rows,
-      HEADS: 1,
-      N: n,
-      KIND: parts.kind,
-      EPSILON: f32(parts.epsilon),
-      GAIN: lowering.optional(parts.gain),
-      BIAS: lowering.optional(parts.bias),
-      SKIP: skip?.address ?? 0,
-      SKIPBIAS: lowering.optional(parts.skipBias),
-      SUM: sum?.address ?? 0,
-    },
-    { why: skip === undefined ? 'norm' : 'sum and norm in one step', inPlace },
-  );
-}
-
-function lowerLayerNorm(lowering: Lowering, node: Node): void {
-  const rank = node.input(0).shape?.length ?? 0;
-  const axis = movement.axisOf(node.int('axis', -1), rank);
-  if (axis !== rank - 1) throw new Unsupported('a norm over several axes');
-  if (node.outputs.slice(1).some((output) => output !== undefined && output.useCount > 0))
-    throw new Unsupported('a norm that gives its statistics');
-  emitNorm(lowering, node, {
-    kind: node.op === 'LayerNormalization' ? 1 : 0,
-    epsilon: node.float('epsilon', 1e-5),
-    gain: node.inputs[1],
-    bias: node.inputs[2],
-  });
-}
 
 function lowerRotary(lowering: Lowering, node: Node): void {
   const x = lowering.floats(node.input(0));
@@ -336,6 +88,12 @@ function lowerConstantOfShape(lowering: Lowering, node: Node): void {
   });
 }
 
+const cast: LowerNode = (lowering, node) => {
+  const toBool = node.output().dtype === 'bool' && node.input(0).dtype !== 'bool';
+  if (toBool) lowerCastToBool(lowering, node);
+  else movement.lowerCast(lowering, node);
+};
+
 const view: LowerNode = (lowering, node) => movement.lowerView(lowering, node);
 
 const lowerers: Readonly<Record<string, LowerNode>> = {
@@ -343,18 +101,19 @@ const lowerers: Readonly<Record<string, LowerNode>> = {
   ...Object.fromEntries(
     vision.reduceOps.map((op): [string, LowerNode] => [op, vision.lowerReduce]),
   ),
-  'fettle.Linear': lowerLinear,
-  'fettle.GatedLinear': lowerGatedLinear,
-  'fettle.Norm': lowerNorm,
+  'fettle.Linear': products.lowerLinear,
+  'fettle.GatedLinear': products.lowerGatedLinear,
+  'fettle.Norm': norms.lowerNorm,
   'fettle.Rotary': lowerRotary,
   'fettle.Attention': lowerAttention,
   'fettle.Conv': vision.lowerConv,
-  MatMul: lowerMatMul,
-  Gemm: lowerGemm,
+  MatMul: products.lowerMatMul,
+  Gemm: products.lowerGemm,
+  'com.microsoft.FusedMatMul': products.lowerFusedMatMul,
   Conv: vision.lowerConv,
-  LayerNormalization: lowerLayerNorm,
-  RMSNormalization: lowerLayerNorm,
-  SimplifiedLayerNormalization: lowerLayerNorm,
+  LayerNormalization: norms.lowerLayerNorm,
+  RMSNormalization: norms.lowerLayerNorm,
+  SimplifiedLayerNormalization: norms.lowerLayerNorm,
   BatchNormalization: vision.lowerBatchNorm,
   Softmax: vision.lowerSoftmax,
   LogSoftmax: vision.lowerSoftmax,
@@ -365,18 +124,38 @@ const lowerers: Readonly<Record<string, LowerNode>> = {
   ArgMax: vision.lowerArgMax,
   ArgMin: vision.lowerArgMax,
   TopK: vision.lowerTopK,
-  Resize: vision.lowerResize,
-  Upsample: vision.lowerResize,
+  Resize: resample.lowerResize,
+  Upsample: resample.lowerResize,
+  ConvTranspose: resample.lowerConvTranspose,
+  DepthToSpace: resample.lowerDepth,
+  SpaceToDepth: resample.lowerDepth,
+  InstanceNormalization: vision.lowerGroupNorm,
+  GroupNormalization: vision.lowerGroupNorm,
+  LpNormalization: vision.lowerLpNorm,
+  MeanVarianceNormalization: norms.lowerMeanVariance,
+  LSTM: lowerRecurrent,
+  GRU: lowerRecurrent,
+  RNN: lowerRecurrent,
+  GatherElements: indexing.lowerGatherElements,
+  GatherND: indexing.lowerGatherND,
+  Scatter: indexing.lowerScatterElements,
+  ScatterElements: indexing.lowerScatterElements,
+  ScatterND: indexing.lowerScatterND,
+  CumSum: indexing.lowerCumSum,
+  OneHot: indexing.lowerOneHot,
+  Trilu: indexing.lowerTrilu,
+  Hardmax: indexing.lowerHardmax,
   Gather: lowerGather,
   Range: lowerRange,
   ConstantOfShape: lowerConstantOfShape,
-  Cast: movement.lowerCast,
+  Cast: cast,
+  CastLike: cast,
   Transpose: movement.lowerTranspose,
   Concat: movement.lowerConcat,
   Slice: movement.lowerSlice,
   Split: movement.lowerSplit,
   Expand: movement.lowerExpand,
-  Pad: movement.lowerPad,
+  Pad: resample.lowerPad,
   Tile: movement.lowerTile,
   Reshape: view,
   Squeeze: view,

@@ -38,11 +38,13 @@ export function dequantizeBehind(value: Value): Node | undefined {
  * Where the values of a Dequantize node are, row-major as its output reads; adds the step that puts
  * them there.
  *
+ * @param turned - in the other orientation instead
  * @returns f32 in the state, which outlives calls
  */
-export function unpackWeights(lowering: Lowering, node: Node): Buffer {
+export function unpackWeights(lowering: Lowering, node: Node, turned: boolean): Buffer {
   const [codes, scales, zeros, codebook] = node.inputs;
   const { bits, group, columns, transposed } = readDequantize(node);
+  const byColumns = transposed !== turned;
   const rows = Number(codes?.shape?.[0] ?? 0);
   const size = group >= columns ? 'channel' : group;
   const format = (
@@ -69,8 +71,8 @@ export function unpackWeights(lowering: Lowering, node: Node): Buffer {
         CODEBOOK: word(codebook),
         BOOKROWS: rows / books,
         Y: addressOf(buffer),
-        YROW: transposed ? 4 : columns * 4,
-        YCOLUMN: transposed ? rows * 4 : 4,
+        YROW: byColumns ? 4 : columns * 4,
+        YCOLUMN: byColumns ? rows * 4 : 4,
         ROWS: rows,
         COLUMNS: columns,
         BITS: bits,

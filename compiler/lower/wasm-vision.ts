@@ -4,14 +4,14 @@
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import type { Dim } from '../ir/dim.ts';
 import { multiplyDims } from '../ir/dim.ts';
-import type { Node } from '../ir/graph.ts';
+import type { Node, Value } from '../ir/graph.ts';
 import { activationNameOf, activations } from '../ops/activation-table.ts';
 import { addressOf } from './plan.ts';
 import type { Lowering, Place } from './wasm-context.ts';
 import { f32, Unsupported } from './wasm-context.ts';
 import { emitExpression } from './wasm-elementwise.ts';
 import { activationIds, call, input, number } from './wasm-expression.ts';
-import { axisOf, sizesOf, stridesOf, move } from './wasm-movement.ts';
+import { axisOf, broadcastTo, move, sizesOf, stridesOf } from './wasm-movement.ts';
 
 /** A window over two axes; one axis is a window of height 1. */
 interface Window {
@@ -188,6 +188,8 @@ const reductions: Readonly<Record<string, number>> = {
   ReduceL1: abi.REDUCE_L1,
   ReduceL2: abi.REDUCE_L2,
   ReduceSumSquare: abi.REDUCE_SUMSQUARE,
+  ReduceLogSum: abi.REDUCE_SUM,
+  ReduceLogSumExp: abi.REDUCE_SUM,
 };
 
 /** Names of the reductions. */
@@ -224,12 +226,26 @@ export function lowerReduce(lowering: Lowering, node: Node): void {
     first = kept.length;
   }
   const y = lowering.output(node);
-  lowering.emit('REDUCE', {
-    X: x.address,
-    Y: y.address,
-    ...around(x.shape, first, axes.length),
-    KIND: reductions[node.op] ?? abi.REDUCE_SUM,
-  });
+  const parts = around(x.shape, first, axes.length);
+  const reduce = (from: Place, to: Place, kind: number): void => {
+    lowering.emit('REDUCE', { X: from.address, Y: to.address, ...parts, KIND: kind });
+  };
+  if (node.op === 'ReduceLogSumExp') {
+    // the largest goes first, so that no e^x is infinite
+    const whole = [parts.OUTER, parts.LENGTH, parts.INNER];
+    const flat = [parts.OUTER, 1, parts.INNER];
+    const largest = lowering.fresh('largest', flat);
+    const powers = lowering.fresh('powers', whole);
+    reduce(x, largest, abi.REDUCE_MAX);
+    const power = call('exp', call('sub', input(0), input(1)));
+    emitExpression(lowering, power, [{ ...x, shape: whole }, largest], powers);
+    reduce(powers, y, abi.REDUCE_SUM);
+    const sum = { ...y, shape: flat };
+    emitExpression(lowering, call('add', call('log', input(0)), input(1)), [sum, largest], sum);
+    return;
+  }
+  reduce(x, y, reductions[node.op] ?? abi.REDUCE_SUM);
+  if (node.op === 'ReduceLogSum') emitExpression(lowering, call('log', input(0)), [y], y);
 }
 
 /** GlobalAveragePool and GlobalMaxPool. */
@@ -279,24 +295,49 @@ export function lowerArgMax(lowering: Lowering, node: Node): void {
   });
 }
 
-/** TopK over the last axis. */
+/** TopK; along another axis than the last over a transposed copy. */
 export function lowerTopK(lowering: Lowering, node: Node): void {
   const x = lowering.floats(node.input(0));
-  const axis = axisOf(node.int('axis', -1), x.shape.length);
-  if (axis !== x.shape.length - 1) throw new Unsupported('TopK along another axis than the last');
-  const [k] = sizesOf(lowering, node.inputs[1]) ?? [node.int('k', 1)];
-  const values = partOrScratch(lowering, node, 0, 'f32');
-  const indices = partOrScratch(lowering, node, 1, 'i32');
+  const rank = x.shape.length;
+  const axis = axisOf(node.int('axis', -1), rank);
+  const [given = 1] = sizesOf(lowering, node.inputs[1]) ?? [node.int('k', 1)];
+  const results = [
+    partOrScratch(lowering, node, 0, 'f32'),
+    partOrScratch(lowering, node, 1, 'i32'),
+  ] as const;
+  const last = axis === rank - 1;
+  const order = [...x.shape.keys()].filter((at) => at !== axis);
+  order.push(axis);
+  /** A place with `axis` last, and the strides of both. */
+  const turned = (place: Place): { place: Place; strides: Dim[]; own: Dim[]; shape: Dim[] } => {
+    const own = stridesOf(place.shape);
+    const shape = order.map((at) => place.shape[at] ?? 1);
+    return {
+      place: last ? place : lowering.fresh('turned', shape, place.type),
+      strides: stridesOf(shape),
+      own: order.map((at) => own[at] ?? 0),
+      shape,
+    };
+  };
+  const from = turned(x);
+  if (!last)
+    move(lowering, from.shape, { place: x, strides: from.own }, from, 'axis brought to the end');
+  const [values, indices] = [turned(results[0]), turned(results[1])];
   lowering.emit('TOPK', {
-    X: x.address,
-    ROWS: multiplyDims(...x.shape.slice(0, -1)),
-    N: x.shape.at(-1) ?? 1,
-    K: k ?? 1,
-    VALUES: values.address,
-    INDICES: indices.address,
+    X: from.place.address,
+    ROWS: multiplyDims(...from.shape.slice(0, -1)),
+    N: from.shape.at(-1) ?? 1,
+    K: given,
+    VALUES: values.place.address,
+    INDICES: indices.place.address,
     INDEXTYPE: abi.TYPE_I32,
     SMALLEST: node.int('largest', 1) === 1 ? 0 : 1,
   });
+  if (last) return;
+  for (const [index, result] of results.entries()) {
+    const part = index === 0 ? values : indices;
+    move(lowering, part.shape, part, { place: result, strides: part.own }, 'and back');
+  }
 }
 
 function partOrScratch(lowering: Lowering, node: Node, index: number, type: 'f32' | 'i32'): Place {
@@ -335,43 +376,59 @@ export function lowerBatchNorm(lowering: Lowering, node: Node): void {
   );
 }
 
-/** Resize and Upsample to nearest pixels by whole factors: a copy that repeats. */
-export function lowerResize(lowering: Lowering, node: Node): void {
+/** InstanceNormalization and GroupNormalization: rows of a group normed, then one multiply-add per channel. */
+export function lowerGroupNorm(lowering: Lowering, node: Node): void {
   const x = lowering.floats(node.input(0));
-  const y = lowering.shapeOf(node.output());
-  if (node.string('mode', 'nearest') !== 'nearest')
-    throw new Unsupported(`${node.op} in mode ${node.string('mode', 'nearest')}`);
-  const nearest = node.string(
-    'nearest_mode',
-    node.op === 'Upsample' ? 'floor' : 'round_prefer_floor',
-  );
-  const coordinates = node.string('coordinate_transformation_mode', 'half_pixel');
-  const exact =
-    (coordinates === 'asymmetric' && nearest === 'floor') ||
-    node.op === 'Upsample' ||
-    (coordinates !== 'asymmetric' &&
-      coordinates !== 'align_corners' &&
-      nearest.startsWith('round'));
-  if (!exact) throw new Unsupported(`${node.op} ${coordinates} ${nearest}`);
-  const factors = x.shape.map((size, axis) => {
-    const from = lowering.fixed(size, 'the size of an image');
-    const factor = lowering.fixed(y[axis], 'the size of an image') / from;
-    if (!Number.isInteger(factor)) throw new Unsupported(`${node.op} by ${factor}`);
-    return factor;
-  });
-  const to = lowering.output(node);
-  const [own, strides] = [stridesOf(x.shape), stridesOf(y)];
-  move(
-    lowering,
-    x.shape.flatMap((size, axis) => [size, factors[axis] ?? 1]),
-    { place: x, strides: own.flatMap((stride) => [stride, 0]) },
+  const [batch = 1, channels = 1, ...spatial] = x.shape;
+  const count = lowering.fixed(channels, 'the number of channels');
+  const groups = node.op === 'InstanceNormalization' ? count : node.int('num_groups', 1);
+  const n = multiplyDims(count / groups, ...spatial);
+  const y = lowering.output(node);
+  lowering.emit(
+    'NORM',
     {
-      place: to,
-      strides: strides.flatMap((stride, axis): Dim[] => [
-        multiplyDims(stride, factors[axis] ?? 1),
-        stride,
-      ]),
+      X: x.address,
+      XROW: multiplyDims(4, n),
+      Y: y.address,
+      YROW: multiplyDims(4, n),
+      ROWS: multiplyDims(batch, groups),
+      HEADS: 1,
+      N: n,
+      KIND: 1,
+      EPSILON: f32(node.float('epsilon', 1e-5)),
+      GAIN: 0,
+      BIAS: 0,
+      SKIP: 0,
+      SKIPBIAS: 0,
+      SUM: 0,
     },
-    'pixels repeated',
+    { why: `${groups} groups of channels`, inPlace: [[y, x]] },
   );
+  const perChannel = (value: Value): Place => {
+    const place = lowering.floats(value);
+    const one = spatial.map(() => 1);
+    if (multiplyDims(...place.shape) === count) return { ...place, shape: [count, ...one] };
+    // before opset 21, one for each group
+    const shape = [groups, count / groups, ...one];
+    const spread = broadcastTo(lowering, { ...place, shape: [groups, 1, ...one] }, shape);
+    return { ...spread, shape: [count, ...one] };
+  };
+  const formula = call('add', call('mul', input(0), input(1)), input(2));
+  const parts = [y, perChannel(node.input(1)), perChannel(node.input(2))];
+  emitExpression(lowering, formula, parts, y, 'gain and bias of each channel');
+}
+
+/** LpNormalization: x over its L1 or L2 norm along an axis. */
+export function lowerLpNorm(lowering: Lowering, node: Node): void {
+  const x = lowering.floats(node.input(0));
+  const axis = axisOf(node.int('axis', -1), x.shape.length);
+  const shape = x.shape.map((dim, at) => (at === axis ? 1 : dim));
+  const norm = lowering.fresh(`${node.name} norm`, shape);
+  lowering.emit('REDUCE', {
+    X: x.address,
+    Y: norm.address,
+    ...around(x.shape, axis),
+    KIND: node.int('p', 2) === 1 ? abi.REDUCE_L1 : abi.REDUCE_L2,
+  });
+  emitExpression(lowering, call('div', input(0), input(1)), [x, norm], lowering.output(node));
 }

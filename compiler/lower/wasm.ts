@@ -119,7 +119,12 @@ function namedSizes(
   };
   const { inputs } = model.graph;
   const states = new Map(decoder?.state.map((state) => [state.input, state]));
-  for (const { shape = [] } of inputs) bind(shape[batchAxis(shape)], 1);
+  for (const { shape = [] } of inputs) {
+    const axis = batchAxis(shape);
+    // [1, n, width] is one sequence, unless n is the batch of another input
+    const alone = axis > 0 && shape[0] === 1;
+    if (!alone || inputs.some((other) => other.shape?.[0] === shape[axis])) bind(shape[axis], 1);
+  }
   const ids = inputs.find(({ name }) => name === decoder?.ids);
   bind(ids?.shape?.at(-1), S);
   for (const input of inputs) bind(input.shape?.[states.get(input.name)?.axis ?? -1], P);

@@ -8,7 +8,7 @@ import type { Attribute } from '../../compiler/ir/attribute.ts';
 import { float, floats, int, ints, string, strings } from '../../compiler/ir/attribute.ts';
 import { isAnonymous } from '../../compiler/ir/dim.ts';
 import { evaluate } from '../../compiler/ir/evaluate.ts';
-import type { Value } from '../../compiler/ir/graph.ts';
+import type { Model, Node, Value } from '../../compiler/ir/graph.ts';
 import { encodeModel } from '../../compiler/onnx/write.ts';
 import { writeNumbers } from '../../compiler/ops/numbers.ts';
 import type { DType, Tensor } from '../../runtime/tensor.ts';
@@ -98,8 +98,13 @@ export function testOpCases(title: string, domain: string, cases: readonly OpCas
   });
 }
 
-/** Checks one case. */
-export async function runOpCase(opCase: OpCase): Promise<void> {
+/** The model of one case, whose outputs are `out0`, `out1`, … */
+export function buildOpCase(opCase: OpCase): {
+  readonly model: Model;
+  readonly node: Node;
+  readonly feeds: ReadonlyMap<string, Tensor>;
+  readonly compared: readonly number[];
+} {
   const { op, domain = '', inputs, constants = [] } = opCase;
   const builder = new ModelBuilder(opCase.opset ?? 22, domain === '' ? {} : { [domain]: 1 });
   const feeds = new Map<string, Tensor>();
@@ -118,10 +123,17 @@ export async function runOpCase(opCase: OpCase): Promise<void> {
   });
   const compared = opCase.compared ?? node.outputs.map((_, index) => index);
   for (const index of compared) builder.output(`out${index}`, node.output(index));
-  const got = evaluate(builder.model, feeds);
+  return { model: builder.model, node, feeds, compared };
+}
+
+/** Checks one case. */
+export async function runOpCase(opCase: OpCase): Promise<void> {
+  const { op } = opCase;
+  const { model, node, feeds, compared } = buildOpCase(opCase);
+  const got = evaluate(model, feeds);
   const wanted =
     opCase.expected === undefined
-      ? await runOnOrt(encodeModel(builder.model), feeds)
+      ? await runOnOrt(encodeModel(model), feeds)
       : new Map(compared.map((index, i) => [`out${index}`, opCase.expected?.[i]] as const));
   for (const index of compared) {
     const [ours, theirs] = [got.get(`out${index}`), wanted.get(`out${index}`)];

@@ -8,7 +8,6 @@ import { runPasses } from '../../compiler/run-passes.ts';
 import { openSource } from '../../compiler/source.ts';
 import { readNpy } from '../../models/npy.ts';
 import { wasm } from '../../targets/wasm.ts';
-import { FettleError } from '../../runtime/errors.ts';
 import type { PlanBundle } from '../support/plan-session.ts';
 import { planBundle } from '../support/plan-session.ts';
 import { needsShared, sharedPath } from '../support/shared.ts';
@@ -32,6 +31,7 @@ for (const name of [
   'squeezenet1_1',
   'shufflenet_v2',
   'efficientnet_b0',
+  'bilstm_ctc',
 ])
   test(`${name} gives PyTorch's outputs`, needsShared('models/exports', name), async () => {
     const session = await (await bundleOf(name)).open();
@@ -52,15 +52,3 @@ for (const name of [
     // both in f32, in different orders; the issue asks for 1e-4
     assert.ok(worst / range <= 1e-4, `${worst / range}`);
   });
-
-test(
-  'a model with recurrent layers is refused with their name',
-  needsShared('models/exports', 'bilstm_ctc'),
-  () =>
-    assert.rejects(bundleOf('bilstm_ctc'), (error: unknown) => {
-      assert.ok(error instanceof FettleError);
-      assert.equal(error.code, 'OP_UNSUPPORTED');
-      assert.match(error.message, /2 x LSTM/);
-      return true;
-    }),
-);
