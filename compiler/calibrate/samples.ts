@@ -298,7 +298,11 @@ function fitting(input: Value, array: Tensor, name: string): Tensor {
   if (array.dtype === dtype) return array;
   const numbers = readNumbers(array);
   const isPixels = array.dtype === 'u8' && dtypes[dtype].kind === 'float';
-  return writeNumbers(dtype, array.shape, isPixels ? numbers.map((byte) => byte / 255) : numbers);
+  return writeNumbers(
+    dtype,
+    array.shape,
+    isPixels ? Float64Array.from(numbers, (byte) => byte / 255) : numbers,
+  );
 }
 
 /** Item `index` of an array along axis 0, sharing storage. */

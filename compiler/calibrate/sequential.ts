@@ -193,19 +193,21 @@ class SequentialRun {
 
   /** Collects the statistics of a stage's units and rounds them. */
   private async round(stage: Stage, units: readonly WeightUnit[]): Promise<void> {
-    const statistics = await this.statisticsOf(
-      stage,
-      units.filter((unit) => !this.early.has(unit.name) && stage.taps.has(unit.name)),
-    );
-    for (const unit of units) {
-      const format = this.formats.get(unit.name);
-      if (format === undefined) continue;
-      throwIfAborted(this.services.signal);
-      const known =
-        statistics.get(unit.name) ??
-        (this.early.has(unit.name) ? this.options.statistics?.units.get(unit.name) : undefined);
-      this.keep(unit, await this.roundUnit(unit, format, known));
-    }
+    const isProduct = ({ name }: WeightUnit): boolean =>
+      !this.early.has(name) && stage.taps.has(name);
+    const products = units.filter(isProduct);
+    // tables first: the products of the stage are behind them
+    for (const unit of units)
+      if (!isProduct(unit))
+        await this.roundOne(unit, this.options.statistics?.units.get(unit.name));
+    const statistics = await this.statisticsOf(stage, products);
+    for (const unit of products) await this.roundOne(unit, statistics.get(unit.name));
+  }
+
+  private async roundOne(unit: WeightUnit, known: UnitStatistics | undefined): Promise<void> {
+    const format = this.formats.get(unit.name);
+    throwIfAborted(this.services.signal);
+    if (format !== undefined) this.keep(unit, await this.roundUnit(unit, format, known));
   }
 
   private async statisticsOf(
@@ -218,16 +220,22 @@ class SequentialRun {
     await this.lookAtAttention(stage);
     const sums = new StageSums(stage, units, { algebra, cross: original !== undefined });
     const taps = sums.taps.filter((tap) => !stage.inputs.includes(tap));
-    const runner = taps.length === 0 ? undefined : await this.open(stage, taps, 'original');
+    const runner = taps.length === 0 ? undefined : await this.open(stage, taps);
+    // its own, for a table in front of the products may have been rounded
+    const second =
+      original === undefined || taps.length === 0
+        ? undefined
+        : await openStage(stage.model(taps), { engines: this.services.engines, units: [] });
     try {
       for (let index = 0; index < held.count; index++) {
         await turn(signal);
         const values = await given(runner, held.of(index));
-        const others = original && (await given(runner, original.of(index)));
+        const others = original && (await given(second, original.of(index)));
         sums.add(index, values, this.tokens?.[index], others);
       }
     } finally {
       await runner?.dispose();
+      await second?.dispose();
     }
     return sums.finish();
   }
@@ -239,7 +247,7 @@ class SequentialRun {
     if (node !== undefined) this.tokens = await this.tokenWeightsOf(stage, node);
   }
 
-  /** How much attention the tokens of each sample get, from queries and keys of unrounded products. */
+  /** How much attention the tokens of each sample get, from queries and keys of products not yet rounded. */
   private async tokenWeightsOf(stage: Stage, node: Node): Promise<TokenWeights> {
     const { algebra } = this.services;
     const [q, k] = [node.input(attentionInputs.q), node.inputs[attentionInputs.k]];
@@ -247,7 +255,6 @@ class SequentialRun {
     const runner = await this.open(
       stage,
       wanted.filter((name) => !stage.inputs.includes(name)),
-      'original',
     );
     const found: Float32Array[] = [];
     try {
@@ -268,7 +275,7 @@ class SequentialRun {
   /** Runs a stage with what has been rounded, for the inputs of the next one. */
   private async propagate(stage: Stage): Promise<void> {
     const { signal } = this.services;
-    const runner = await this.open(stage, stage.outputs, 'rounded');
+    const runner = await this.open(stage, stage.outputs);
     try {
       await this.held.advance(stage, runner, signal);
       if (this.original === undefined) return;
@@ -279,20 +286,17 @@ class SequentialRun {
     }
   }
 
-  private open(
-    stage: Stage,
-    outputs: readonly string[],
-    weights: 'original' | 'rounded',
-  ): Promise<StageRunner> {
-    const rounded = new Map<string, Float32Array>();
+  /** Part of a stage, with what has been rounded so far. */
+  private open(stage: Stage, outputs: readonly string[]): Promise<StageRunner> {
+    const weights = new Map<string, Float32Array>();
     for (const { name } of stage.units) {
-      const result = weights === 'rounded' ? this.results.get(name) : undefined;
-      if (result !== undefined) rounded.set(name, dequantizeMatrix(result.matrix));
+      const result = this.results.get(name);
+      if (result !== undefined) weights.set(name, dequantizeMatrix(result.matrix));
     }
     return openStage(stage.model(outputs), {
       engines: this.services.engines,
       units: stage.units,
-      weights: rounded,
+      weights,
     });
   }
 }
