@@ -2,19 +2,27 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { FettleError } from '../../runtime/errors.ts';
-import type { CompileResult } from '../compile-options.ts';
+import type { CompileOptions, CompileResult } from '../compile-options.ts';
+import { ortEngine } from '../../runtime/ort/engine.ts';
+import { wasmEngine } from '../../runtime/wasm/engine.ts';
 import { compile as compileModel } from '../compile.ts';
 import { openBundle, processMemory } from '../../runtime/node.ts';
 import { NodeFiles } from '../node.ts';
 import type { PassReport } from '../passes/pass.ts';
 import type { Recipe } from '../recipe.ts';
-import { parseRecipe, parseShapeOption, presetRecipe, presets } from '../recipe.ts';
+import { parseRecipe, parseShapeOption, presetRecipe, presets, roundings } from '../recipe.ts';
+import { baselineNames } from '../search/baselines.ts';
+import type { ModelSource } from '../source.ts';
 import { bundleRunner } from '../run-bundle.ts';
 import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
 import { command } from './command.ts';
 import { modelSource } from './opening.ts';
+import { calibrationCache, readNamed, readSplit, samplesFrom } from './calibration-data.ts';
+import type { DataSplit } from './calibration-data.ts';
 import { measureLoss } from './measure-loss.ts';
+import type { Output } from './output.ts';
+import { explainFormats } from './explain-formats.ts';
 import { formatCount, formatMs, table } from './text.ts';
 
 interface Arguments {
@@ -29,6 +37,11 @@ interface Arguments {
   readonly dropLayers: string | undefined;
   readonly kv: string | undefined;
   readonly calibrate: string | undefined;
+  readonly evaluate: string | undefined;
+  readonly calibrationCache: string | undefined;
+  readonly rounding: string | undefined;
+  readonly allocate: string | undefined;
+  readonly refine: string | undefined;
   readonly shape: readonly string[] | undefined;
   readonly skip: readonly string[] | undefined;
   readonly seed: number | undefined;
@@ -69,11 +82,11 @@ export const compile: Command = command({
       .option('max-memory', { type: 'string', describe: 'most bytes of a session, such as 450MB' })
       .option('max-loss', {
         type: 'string',
-        describe: 'largest loss of quality, such as 1%; needs --calibrate',
+        describe: 'largest loss of quality, such as 1%; needs --calibrate or --evaluate',
       })
       .option('weights', {
         type: 'string',
-        describe: 'number format of weights; see fettle formats',
+        describe: 'number format of weights (fettle formats), or auto, auto:4.2 for average bits',
       })
       .option('drop-layers', {
         type: 'string',
@@ -85,7 +98,28 @@ export const compile: Command = command({
       })
       .option('calibrate', {
         type: 'string',
-        describe: 'text, or samples as .npy, to measure quality on',
+        describe: 'text, .npy samples, a folder of images, or self: what weights are fitted to',
+      })
+      .option('evaluate', {
+        type: 'string',
+        describe:
+          'other data that quality is measured on; default: the last quarter of --calibrate',
+      })
+      .option('calibration-cache', {
+        type: 'string',
+        describe: 'folder of finished parts of calibration; default: in ~/.cache/fettle',
+      })
+      .option('rounding', {
+        choices: roundings,
+        describe: 'how weights are rounded; default: gptq with --calibrate',
+      })
+      .option('allocate', {
+        choices: ['ours', ...baselineNames],
+        describe: 'how auto divides a budget: ours, or a baseline to compare with',
+      })
+      .option('refine', {
+        choices: ['none', 'evolve'],
+        describe: 'measure mutants of the chosen formats and keep better ones',
       })
       .option('shape', {
         type: 'string',
@@ -142,9 +176,7 @@ export const compile: Command = command({
       progress: output.progress,
       signal: output.signal,
       run: bundleRunner(files, openBundle),
-      ...(args.calibrate === undefined
-        ? {}
-        : { measure: measureLoss(source, args.calibrate, output) }),
+      ...dataOptions(args, recipe, source, output),
       ...(dump === undefined
         ? {}
         : { dump: (name, text) => writeFileSync(join(dump, `${name}.txt`), text) }),
@@ -154,6 +186,39 @@ export const compile: Command = command({
   },
 });
 
+/** What `--calibrate` and `--evaluate` bring. */
+function dataOptions(
+  args: Pick<Arguments, 'calibrate' | 'evaluate' | 'calibrationCache'>,
+  recipe: Recipe,
+  source: ModelSource,
+  output: Output,
+): Pick<CompileOptions, 'calibration' | 'measure'> {
+  const { calibrate, evaluate, calibrationCache: folder } = args;
+  if (calibrate === undefined && evaluate === undefined) return {};
+  const { calibration, evaluation }: Partial<DataSplit> =
+    calibrate === undefined
+      ? { evaluation: readNamed(evaluate ?? '') }
+      : readSplit(calibrate, evaluate);
+  if (evaluation === undefined) return {};
+  const measure = measureLoss(source, evaluation, output);
+  if (calibration !== undefined)
+    output.info(
+      `calibrating on ${calibration.name} (${calibration.sha256.slice(0, 12)}), measuring on ${measure === undefined ? 'nothing' : `${evaluation.name} (${evaluation.sha256.slice(0, 12)})`}`,
+    );
+  return {
+    ...(measure === undefined ? {} : { measure }),
+    ...(calibration === undefined
+      ? {}
+      : {
+          calibration: {
+            samples: samplesFrom(calibration, source, output, recipe.seed),
+            engines: { wasm: wasmEngine(), ort: ortEngine() },
+            cache: calibrationCache(folder),
+          },
+        }),
+  };
+}
+
 /** The recipe: a preset or file, then the flags. */
 function recipeOf(args: Arguments): Recipe {
   const flags = {
@@ -161,6 +226,9 @@ function recipeOf(args: Arguments): Recipe {
     maxSize: args.maxSize,
     maxMemory: args.maxMemory,
     maxLoss: args.maxLoss,
+    rounding: args.rounding,
+    allocate: args.allocate,
+    refine: args.refine,
     dropLayers: args.dropLayers,
     kv: args.kv,
     skip: args.skip,
@@ -218,7 +286,8 @@ function describe(result: CompileResult, peakRssBytes: number, explain: boolean)
     parts.push(
       `${result.loss.metric}: ${result.loss.before.toPrecision(6)} before, ${result.loss.after.toPrecision(6)} after`,
     );
-  if (explain) parts.push('', explainPasses(result.passes));
+  if (explain)
+    parts.push('', explainPasses(result.passes), ...result.bundles.flatMap(explainFormats));
   parts.push(`${formatMs(result.wallMs)}, peak memory ${formatBytes(peakRssBytes)}`);
   return parts.join('\n');
 }

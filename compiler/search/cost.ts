@@ -51,8 +51,10 @@ export function matrixCost(
 ): MatrixCost | undefined {
   const bytes = target.engine === 'ort' ? ortBytes(shape, format) : ownBytes(shape, format);
   if (bytes === undefined) return undefined;
-  const { rows, columns } = shape;
-  const resident = target.engine === 'ort' ? Math.max(bytes, 4 * rows * columns) : bytes;
+  const { rows, columns, kind } = shape;
+  // filters are unpacked to f32, by onnxruntime when a session starts and by our plan when it is loaded
+  const unpacks = target.engine === 'ort' || (kind === 'convolution' && format.kind !== 'float');
+  const resident = unpacks ? Math.max(bytes, 4 * rows * columns) : bytes;
   return {
     bytesDownload: bytes,
     bytesResident: resident,
@@ -72,7 +74,9 @@ function timeOf({ rows, columns }: MatrixShape, format: WeightFormat, resident: 
 }
 
 /** Our own kernels: see lower/pack-weights.ts. */
-function ownBytes({ rows, columns }: MatrixShape, format: WeightFormat): number | undefined {
+function ownBytes({ rows, columns, kind }: MatrixShape, format: WeightFormat): number | undefined {
+  if (kind === 'convolution' && format.kind !== 'float')
+    return untiledBytes({ rows, columns }, format);
   const tiles = Math.ceil(rows / TILE_ROWS);
   if (format.kind === 'float') {
     const size = format.dtype === 'f16' ? 2 : 4;
@@ -91,6 +95,23 @@ function ownBytes({ rows, columns }: MatrixShape, format: WeightFormat): number 
       : format.symmetric
         ? 0
         : align(scales))
+  );
+}
+
+/** Filters are stored as the compiler keeps them, see lower/wasm-unpack.ts. */
+function untiledBytes(
+  { rows, columns }: Pick<MatrixShape, 'rows' | 'columns'>,
+  format: Exclude<WeightFormat, { kind: 'float' }>,
+): number {
+  const groups = format.group === 'channel' ? 1 : Math.ceil(columns / format.group);
+  const extra =
+    format.kind === 'codebook'
+      ? CODEBOOK_BYTES
+      : format.symmetric
+        ? 0
+        : rows * packedRowBytes(format.bits, groups);
+  return (
+    align(rows * packedRowBytes(format.bits, columns)) + align(2 * rows * groups) + align(extra)
   );
 }
 

@@ -1,0 +1,345 @@
+/**
+ * Data a compilation is calibrated and measured on: text, `.npy` arrays, folders of images, or what the
+ * model makes up itself (`self`). What is measured on is never what was calibrated on: a file of its own
+ * (`--evaluate`), else the last quarter of the calibration data.
+ */
+import { readdirSync, statSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { extname, join } from 'node:path';
+import { readNpy } from '../../models/npy.ts';
+import { FettleError } from '../../runtime/errors.ts';
+import type { DecoderSpec } from '../../runtime/manifest.ts';
+import type { Tensor } from '../../runtime/tensor.ts';
+import { elementCount, tensor } from '../../runtime/tensor.ts';
+import { createTokenizer } from '../../runtime/text/tokenizer.ts';
+import type { CalibrationCache } from '../calibrate/cache.ts';
+import { FolderCache } from '../calibrate/cache.ts';
+import type { Samples } from '../calibrate/samples.ts';
+import {
+  arraySamples,
+  chooseWindows,
+  LARGE_MODEL_PARAMETERS,
+  LARGE_MODEL_WINDOWS,
+  defaultWindows,
+  randomSamples,
+  tensorSamples,
+  windowSamples,
+} from '../calibrate/samples.ts';
+import { countParameters } from '../choose-format.ts';
+import { dimToText } from '../ir/dim.ts';
+import type { Model } from '../ir/graph.ts';
+import { NodeFiles } from '../node.ts';
+import { defaultCacheFolder } from '../node-source.ts';
+import type { ModelSource } from '../source.ts';
+import { readData, readTensor, readText, sha256Of } from './data.ts';
+import { openAsIs } from './opening.ts';
+import type { Output } from './output.ts';
+
+/** Data of one kind, with the hash that reports name it by. */
+export type NamedData =
+  | { readonly kind: 'text'; readonly name: string; readonly sha256: string; readonly text: string }
+  | {
+      readonly kind: 'array';
+      readonly name: string;
+      readonly sha256: string;
+      readonly array: Tensor;
+    }
+  | {
+      readonly kind: 'images';
+      readonly name: string;
+      readonly sha256: string;
+      readonly files: readonly string[];
+    }
+  | { readonly kind: 'self'; readonly name: string; readonly sha256: string };
+
+/** What is calibrated on and what is measured on. */
+export interface DataSplit {
+  /** For calibration. */
+  readonly calibration: NamedData;
+  /** For measuring; `self` when there is nothing to measure on. */
+  readonly evaluation: NamedData;
+}
+
+/** Share of the calibration data that is kept for measuring when there is no other. */
+const HELD_OUT = 0.25;
+/** Least tokens of text; less says nothing about a model. */
+const LEAST_TOKENS = 64;
+/** Least tokens of a window of a short text. */
+const LEAST_WINDOW = 8;
+/** Share of equal lines from which two texts overlap. */
+const OVERLAP = 0.01;
+/** Lines shorter than this are headings and the like, which texts may share. */
+const LINE_CHARACTERS = 60;
+
+const imageEndings: ReadonlySet<string> = new Set([
+  '.png',
+  '.jpg',
+  '.jpeg',
+  '.webp',
+  '.bmp',
+  '.gif',
+]);
+
+/**
+ * Reads what `--calibrate` and `--evaluate` name.
+ *
+ * @throws {@link FettleError} USAGE when it is empty, or both are or share the same data; IO_FAILED when
+ * it cannot be read
+ */
+export function readSplit(calibrate: string, evaluate: string | undefined): DataSplit {
+  const all = readNamed(calibrate);
+  if (evaluate === undefined) return heldOut(all);
+  const other = readNamed(evaluate);
+  if (other.sha256 === all.sha256 || shares(all, other))
+    throw new FettleError(
+      'USAGE',
+      `"${evaluate}" holds data that is calibrated on ("${calibrate}"): what it measures would mean nothing.`,
+      { at: { option: 'evaluate', sha256: other.sha256 }, fix: 'Give other data to one of them.' },
+    );
+  return { calibration: all, evaluation: other };
+}
+
+/**
+ * Reads data that something is measured on.
+ *
+ * @throws {@link FettleError} USAGE when it is empty, IO_FAILED when it cannot be read
+ */
+export function readNamed(path: string): NamedData {
+  if (path === 'self') return { kind: 'self', name: 'self', sha256: sha256Of(new Uint8Array()) };
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return imagesIn(path);
+  if (extname(path) === '.npy') {
+    const bytes = readData(path);
+    return { kind: 'array', name: path, sha256: sha256Of(bytes), array: readNpy(bytes, path) };
+  }
+  const { text, sha256 } = readText(path);
+  if (text.trim() === '') throw empty(path);
+  return { kind: 'text', name: path, sha256, text };
+}
+
+function imagesIn(folder: string): NamedData {
+  const files = readdirSync(folder)
+    .filter((name) => imageEndings.has(extname(name).toLowerCase()))
+    .toSorted()
+    .map((name) => join(folder, name));
+  if (files.length === 0) throw empty(folder);
+  const hashes = files.map((file) => sha256Of(readData(file))).join();
+  return {
+    kind: 'images',
+    name: folder,
+    sha256: sha256Of(new TextEncoder().encode(hashes)),
+    files,
+  };
+}
+
+/** The last part of the data apart from the rest. */
+function heldOut(data: NamedData): DataSplit {
+  const cut = (count: number): number => count - Math.max(1, Math.floor(count * HELD_OUT));
+  const part = (name: string, of: string): Pick<NamedData, 'name' | 'sha256'> => ({
+    name: `${data.name} (${name})`,
+    sha256: sha256Of(new TextEncoder().encode(of)),
+  });
+  switch (data.kind) {
+    case 'text': {
+      const at = data.text.indexOf(' ', cut(data.text.length));
+      const middle = at < 0 ? cut(data.text.length) : at;
+      const [first, last] = [data.text.slice(0, middle), data.text.slice(middle)];
+      return {
+        calibration: { kind: 'text', text: first, ...part('first three quarters', first) },
+        evaluation: { kind: 'text', text: last, ...part('last quarter', last) },
+      };
+    }
+    case 'array': {
+      const middle = cut(data.array.shape[0] ?? 0);
+      const rows = (from: number, to?: number): NamedData => ({
+        kind: 'array',
+        array: rowsOf(data.array, from, to),
+        ...part(from === 0 ? 'first three quarters' : 'last quarter', `${data.sha256} ${from}`),
+      });
+      return { calibration: rows(0, middle), evaluation: rows(middle) };
+    }
+    case 'images': {
+      const middle = cut(data.files.length);
+      const files = (from: number, to?: number): NamedData => ({
+        kind: 'images',
+        files: data.files.slice(from, to),
+        ...part(from === 0 ? 'first three quarters' : 'last quarter', `${data.sha256} ${from}`),
+      });
+      return { calibration: files(0, middle), evaluation: files(middle) };
+    }
+    case 'self':
+      return { calibration: data, evaluation: data };
+  }
+}
+
+/** Rows `from` to `to` of an array along its first axis. */
+export function rowsOf({ dtype, shape, data }: Tensor, from: number, to?: number): Tensor {
+  const [count = 0, ...rest] = shape;
+  const end = Math.min(to ?? count, count);
+  const size = elementCount(rest);
+  const part = (data as Float32Array).slice(from * size, end * size);
+  return tensor(dtype, [Math.max(0, end - from), ...rest], part);
+}
+
+/** Whether two sets have samples in common. */
+function shares(a: NamedData, b: NamedData): boolean {
+  const [first, second] = [itemsOf(a), itemsOf(b)];
+  const known = new Set(first);
+  const common = second.filter((item) => known.has(item)).length;
+  return common > OVERLAP * Math.max(1, second.length);
+}
+
+/** What two sets must not have in common: long lines, samples, files. */
+function itemsOf(data: NamedData): readonly string[] {
+  switch (data.kind) {
+    case 'text':
+      return data.text
+        .split(/\n+/)
+        .map((line) => line.trim())
+        .filter((line) => line.length >= LINE_CHARACTERS);
+    case 'array':
+      return Array.from({ length: data.array.shape[0] ?? 0 }, (_, index) => {
+        const row = rowsOf(data.array, index, index + 1).data as Float32Array;
+        return sha256Of(new Uint8Array(row.buffer, row.byteOffset, row.byteLength));
+      });
+    case 'images':
+      return data.files.map((file) => sha256Of(readData(file)));
+    case 'self':
+      return [];
+  }
+}
+
+/**
+ * Samples for a model, made from data.
+ *
+ * @throws {@link FettleError} USAGE when the data does not fit the model, or is too little
+ */
+export function samplesFrom(
+  data: NamedData,
+  source: ModelSource,
+  output: Output,
+  seed: number,
+): (model: Model, decoder: DecoderSpec | undefined) => Promise<Samples> {
+  return async (model, decoder) => {
+    switch (data.kind) {
+      case 'text': {
+        const ids = await tokenize(source, data.text, data.name);
+        return textSamples(ids, data.name, model, decoder, seed);
+      }
+      case 'array': {
+        const [input] = model.graph.inputs;
+        return arraySamples(model, new Map([[input?.name ?? '', data.array]]), data.name);
+      }
+      case 'images': {
+        const [input] = model.graph.inputs;
+        const { name = '', dtype = 'f32', shape = [] } = input ?? {};
+        const dims = shape.map((dim) => (typeof dim === 'number' ? dim : dimToText(dim)));
+        const tensors: Tensor[] = [];
+        for (const file of data.files)
+          tensors.push(await readTensor(file, { name, dtype, shape: dims }));
+        return tensorSamples(name, tensors, data.name);
+      }
+      case 'self':
+        return decoder === undefined
+          ? randomSamples(model, RANDOM_SAMPLES, seed)
+          : textSamples(
+              await ownText(source, decoder, output, seed),
+              'text of the model itself',
+              model,
+              decoder,
+              seed,
+            );
+    }
+  };
+}
+
+/** Samples made up for a model that is no decoder. */
+const RANDOM_SAMPLES = 64;
+/** Windows and tokens of each that a model writes for itself. */
+const OWN_WINDOWS = 24;
+const OWN_TOKENS = 128;
+
+/** Ids of a text. */
+export async function tokenize(
+  source: ModelSource,
+  text: string,
+  name: string,
+): Promise<readonly number[]> {
+  const { text: files } = source;
+  if (files === undefined)
+    throw new FettleError('USAGE', `"${source.name}" has no tokenizer for the text "${name}".`, {
+      at: { model: source.name, data: name },
+      fix: 'Put its tokenizer.json beside it, or give samples as .npy.',
+    });
+  const parse = (bytes: Uint8Array): object =>
+    JSON.parse(new TextDecoder().decode(bytes)) as object;
+  const config = files.tokenizerConfig === undefined ? {} : parse(files.tokenizerConfig);
+  const tokenizer = await createTokenizer(parse(files.tokenizer), config);
+  return tokenizer.encode(text, false);
+}
+
+function textSamples(
+  ids: readonly number[],
+  name: string,
+  model: Model,
+  decoder: DecoderSpec | undefined,
+  seed: number,
+): Samples {
+  if (ids.length < LEAST_TOKENS)
+    throw new FettleError(
+      'USAGE',
+      `"${name}" has ${ids.length} tokens; calibration needs ${LEAST_TOKENS} at least.`,
+      { at: { data: name, tokens: ids.length }, fix: 'Give a longer text.' },
+    );
+  const context = decoder?.contextLength ?? defaultWindows.length;
+  // a short text in eight windows still leaves one to compare formats on
+  const length = Math.max(
+    LEAST_WINDOW,
+    Math.min(defaultWindows.length, context, Math.floor(ids.length / 8)),
+  );
+  const isLarge = countParameters(model) > LARGE_MODEL_PARAMETERS;
+  const count = isLarge ? LARGE_MODEL_WINDOWS : defaultWindows.count;
+  const windows = chooseWindows(ids, name, { length, count, seed });
+  return windowSamples(model, decoder, windows, name);
+}
+
+/** Text that a model writes, from its start token on, each window for itself. */
+async function ownText(
+  source: ModelSource,
+  decoder: DecoderSpec,
+  output: Output,
+  seed: number,
+): Promise<readonly number[]> {
+  const session = await openAsIs(source, output);
+  try {
+    const ids: number[] = [];
+    const tokens = Math.min(OWN_TOKENS, decoder.contextLength - 1);
+    for (let window = 0; window < OWN_WINDOWS; window++) {
+      output.progress('write text', window, OWN_WINDOWS);
+      const start = decoder.startId ?? decoder.endIds?.[0] ?? 0;
+      const settings = { maxTokens: tokens, temperature: 1, topK: 0, topP: 1, ignoreEnd: true };
+      const written = session.generate([start], {
+        ...settings,
+        seed: seed + window,
+        signal: output.signal,
+      });
+      ids.push(start);
+      for await (const { id } of written) ids.push(id);
+    }
+    return ids;
+  } finally {
+    await session.dispose();
+  }
+}
+
+/** The folder of finished parts of calibration. */
+export function calibrationCache(folder: string | undefined): CalibrationCache {
+  const place = folder ?? join(defaultCacheFolder(process.env, homedir()), 'calibration');
+  return new FolderCache(new NodeFiles(), place);
+}
+
+function empty(path: string): FettleError {
+  return new FettleError('USAGE', `"${path}" holds nothing to calibrate on.`, {
+    at: { data: path },
+    fix: 'Give a text, samples as .npy, or a folder of images.',
+  });
+}
