@@ -108,9 +108,11 @@ function written(
   if (past === undefined || present === undefined) return undefined;
   const nodes = [...before, node, ...after];
   // somebody else who reads the buffer wants its length
-  const isOwn = (value: Value, more: ReadonlySet<Node>): boolean =>
-    [...value.users.keys()].every((user) => nodes.includes(user) || more.has(user));
-  if (!isOwn(past, new Set()) || !isOwn(source, map.nodes)) return undefined;
+  const isOwn = (value: Value): boolean =>
+    [...value.users.keys()].every(
+      (user) => nodes.includes(user) || map.nodes.has(user) || readsCache(user),
+    );
+  if (![past, source, present].every(isOwn)) return undefined;
   const fresh = readHeads(
     rows,
     order === 'bhsd' ? 'bhsd' : order === 'bsc' ? 'bshd' : 'sbhd',

@@ -7,7 +7,7 @@ import type { Model, Value } from '../ir/graph.ts';
 import { uniformValueOf } from '../passes/constants.ts';
 import { broadcastIndices } from '../ops/shapes.ts';
 import { readNumbers, writeNumbers } from '../ops/numbers.ts';
-import type { Hiding } from './attention-scores.ts';
+import type { Bias, Hiding } from './attention-scores.ts';
 import { HIDDEN } from './attention-scores.ts';
 import type { Bookkeeping, CallSizes } from './bookkeeping.ts';
 import type { ProbeInputs } from './probe.ts';
@@ -26,7 +26,7 @@ export interface MaskFound {
 /** The masks of one attention. */
 export interface Masks {
   /** Added to the scores: 0 or very negative. */
-  readonly biases: readonly Value[];
+  readonly biases: readonly Bias[];
   /** Conditions. */
   readonly hidings: readonly Hiding[];
 }
@@ -44,7 +44,10 @@ export function explainMasks(
   hasPast: boolean,
   capacity?: number,
 ): MaskFound | undefined {
-  const values = [...masks.biases, ...masks.hidings.map(({ condition }) => condition)];
+  const values = [
+    ...masks.biases.map(({ value }) => value),
+    ...masks.hidings.map(({ condition }) => condition),
+  ];
   if (values.length === 0) return { causal: false, window: 0, padding: undefined };
   if (!values.every((value) => books.has(value))) return undefined;
   const inputs = [...new Set(values.flatMap((value) => books.inputsOf(value)))];
@@ -174,8 +177,8 @@ function hiddenKeys(
   given: ProbeInputs,
 ): { readonly shape: readonly number[]; readonly data: Uint8Array } | undefined {
   const parts: { readonly shape: readonly number[]; readonly hidden: Uint8Array }[] = [];
-  for (const bias of biases) {
-    const tensor = probe(model, bias, given);
+  for (const { value } of biases) {
+    const tensor = probe(model, value, given);
     if (tensor === undefined) return undefined;
     const numbers = readNumbers(tensor);
     const hidden = new Uint8Array(numbers.length);

@@ -19,6 +19,14 @@ export interface Hiding {
   readonly when: boolean;
 }
 
+/** Something that is added to scores. */
+export interface Bias {
+  /** Broadcasts to [batch, heads, queries, keys]. */
+  readonly value: Value;
+  /** What it is multiplied by. */
+  readonly factor: number;
+}
+
 /** An attention as its softmax sees it. */
 export interface Scores {
   /** Product of queries and keys. */
@@ -32,9 +40,7 @@ export interface Scores {
   /** 0 for none. */
   readonly softcap: number;
   /** Added to the scores. */
-  readonly biases: readonly Value[];
-  /** Whether a bias is multiplied after it was added, so that it is not the fused op's bias. */
-  readonly biasScaled: boolean;
+  readonly biases: readonly Bias[];
   /** Masks by condition. */
   readonly hidings: readonly Hiding[];
   /** Logit of a sink per head. */
@@ -71,7 +77,6 @@ export function readScores(softmax: Node, books: Bookkeeping): Scores | Obstacle
     scale: walk.softcap === 0 ? walk.scale : walk.scale * walk.softcap,
     softcap: walk.softcap,
     biases: walk.biases,
-    biasScaled: walk.biasScaled,
     hidings: walk.hidings,
     sinks: walk.sinks,
     nodes: new Set([...walk.nodes, softmax, ...mix.nodes, mix.node]),
@@ -146,14 +151,13 @@ function repeats(node: Node | undefined): boolean {
 
 /** The walk from the softmax back to the product. */
 class Walk {
-  readonly biases: Value[] = [];
+  readonly biases: Bias[] = [];
   readonly hidings: Hiding[] = [];
   readonly nodes: Node[] = [];
   product: Node | undefined;
   sinks: Value | undefined;
   scale = 1;
   softcap = 0;
-  biasScaled = false;
   private readonly books: Bookkeeping;
 
   constructor(books: Bookkeeping) {
@@ -238,9 +242,8 @@ class Walk {
   private added(a: Value, b: Value): Value | undefined {
     const [bookA, bookB] = [this.isBias(a), this.isBias(b)];
     // a mask below the soft cap would hide nothing
-    if (bookA === bookB || this.softcap !== 0) return undefined;
-    this.biasScaled ||= this.scale !== 1;
-    this.biases.push(bookA ? a : b);
+    if (bookA === bookB || this.softcap !== 0 || this.scale <= 0) return undefined;
+    this.biases.push({ value: bookA ? a : b, factor: this.scale });
     return bookA ? b : a;
   }
 

@@ -7,7 +7,7 @@
  */
 import type { Node, Value } from '../ir/graph.ts';
 import { divideDims } from '../ir/dim.ts';
-import type { Hiding, Obstacle, Scores } from './attention-scores.ts';
+import type { Bias, Hiding, Obstacle, Scores } from './attention-scores.ts';
 import type { Bookkeeping } from './bookkeeping.ts';
 import type { HeadOrder, HeadSplit } from './head-map.ts';
 import { probe } from './probe.ts';
@@ -33,8 +33,7 @@ export interface Site {
   readonly scale: number;
   /** 0 for none. */
   readonly softcap: number;
-  readonly biases: readonly Value[];
-  readonly biasScaled: boolean;
+  readonly biases: readonly Bias[];
   readonly hidings: readonly Hiding[];
   /** Logit of a sink per head. */
   readonly sinks: Value | undefined;
@@ -76,7 +75,6 @@ export interface Site {
 const none = {
   softcap: 0,
   biases: [],
-  biasScaled: false,
   hidings: [],
   sinks: undefined,
   lengths: undefined,
@@ -91,18 +89,7 @@ const none = {
 
 /** The attention around a softmax. */
 export function siteOfScores(softmax: Node, scores: Scores): Site {
-  const {
-    product,
-    mix,
-    keysTransposed,
-    scale,
-    softcap,
-    biases,
-    biasScaled,
-    hidings,
-    sinks,
-    nodes,
-  } = scores;
+  const { product, mix, keysTransposed, scale, softcap, biases, hidings, sinks, nodes } = scores;
   return {
     ...none,
     at: softmax,
@@ -112,7 +99,6 @@ export function siteOfScores(softmax: Node, scores: Scores): Site {
     scale,
     softcap,
     biases,
-    biasScaled,
     hidings,
     sinks,
     output: mix.output(0),
@@ -153,6 +139,10 @@ function rowsOf(value: Value | undefined, heads: number): SiteHeads | undefined 
     : undefined;
 }
 
+function biasOf(value: Value | undefined): readonly Bias[] {
+  return value === undefined ? [] : [{ value, factor: 1 }];
+}
+
 function used(value: Value | undefined): boolean {
   return (value?.useCount ?? 0) > 0;
 }
@@ -183,7 +173,7 @@ function onnxAttention(node: Node): Site | string {
     v,
     scale: node.float('scale', 0) || width ** -0.5,
     softcap: node.float('softcap', 0),
-    biases: mask === undefined || mask.dtype === 'bool' ? [] : [mask],
+    biases: mask === undefined || mask.dtype === 'bool' ? [] : biasOf(mask),
     hidings: mask?.dtype === 'bool' ? [{ condition: mask, when: false }] : [],
     lengths,
     causal: node.int('is_causal', 0) === 1,
@@ -230,7 +220,7 @@ function groupQueryAttention(node: Node, books: Bookkeeping): Site | string {
     v,
     scale: node.float('scale', 0) || (q.split?.width ?? 1) ** -0.5,
     softcap: node.float('softcap', 0),
-    biases: bias === undefined ? [] : [bias],
+    biases: biasOf(bias),
     sinks,
     causal: node.int('causal', 1) !== 0,
     window: Math.max(0, window),
@@ -298,7 +288,7 @@ function multiHeadAttention(node: Node): Site | string {
     k,
     v,
     scale: node.float('scale', 0) || (q.split?.width ?? 1) ** -0.5,
-    biases: scoresBias === undefined ? [] : [scoresBias],
+    biases: biasOf(scoresBias),
     causal: node.int('unidirectional', 0) === 1,
     padding,
     cache: cached

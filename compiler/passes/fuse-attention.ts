@@ -12,11 +12,12 @@
  *
  * Source: https://arxiv.org/abs/1706.03762; see `ops/attention-core.ts` for the variants.
  */
+import { biasTerms } from '../analyze/attention-bias.ts';
 import type { Cache } from '../analyze/attention-cache.ts';
 import { readCache } from '../analyze/attention-cache.ts';
 import type { MaskFound } from '../analyze/attention-mask.ts';
 import { explainMasks } from '../analyze/attention-mask.ts';
-import type { Obstacle } from '../analyze/attention-scores.ts';
+import type { Bias, Obstacle } from '../analyze/attention-scores.ts';
 import { readScores } from '../analyze/attention-scores.ts';
 import type { Site } from '../analyze/attention-site.ts';
 import { attentionOps, isAttentionOp, siteOfOp, siteOfScores } from '../analyze/attention-site.ts';
@@ -36,6 +37,7 @@ import { writeNumbers } from '../ops/numbers.ts';
 import { internalDomain } from '../ops/quantized.ts';
 import type { ResultPlace } from './attention-rows.ts';
 import { AttentionRows } from './attention-rows.ts';
+import { AttentionTerms } from './attention-terms.ts';
 import { removeAll } from './fuse-activation.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { replaceByNew } from './replace.ts';
@@ -110,6 +112,7 @@ class Fusion {
   private readonly books: Bookkeeping;
   private readonly heads: HeadContext;
   private readonly rows: AttentionRows;
+  private readonly terms: AttentionTerms;
   private readonly context: PassContext;
   private readonly waiting: Parts[] = [];
   private readonly tables = new Map<string, readonly [cos: Value, sin: Value]>();
@@ -118,6 +121,7 @@ class Fusion {
     this.books = new Bookkeeping(model);
     this.heads = { books: this.books, order: new NodeOrder() };
     this.rows = new AttentionRows(this.books, context);
+    this.terms = new AttentionTerms(this.books, context);
     this.context = context;
   }
 
@@ -194,7 +198,12 @@ class Fusion {
     const capacity = caches?.[0].capacity;
     if (site.lengths !== undefined && (capacity === undefined || !this.readsAll(site.lengths)))
       return stuck('its keys have lengths of their own');
-    const found = explainMasks(site, this.books, cached, capacity);
+    const whole = explainMasks(site, this.books, cached, capacity);
+    const terms = whole === undefined ? biasTerms(site.biases, this.books) : undefined;
+    const found =
+      terms === undefined
+        ? whole
+        : explainMasks({ ...site, biases: terms.masks }, this.books, cached, capacity);
     if (capacity !== undefined && !site.causal && found?.causal !== true)
       return stuck(`its cache of ${capacity} tokens is not read up to each token's own`);
     // without its cache in the op, keys and queries start at different places
@@ -203,8 +212,6 @@ class Fusion {
     const mask = isWhole ? found : undefined;
     if (!isWhole && (site.causal || site.window > 0))
       return stuck('it is causal over keys that it does not cache');
-    if (mask === undefined && site.biasScaled)
-      return stuck('its mask is scaled, and is more than a mask');
     const place = site.rows
       ? { output: site.output, target: [], nodes: [] }
       : this.rows.placeOf(site.output, q.map);
@@ -220,6 +227,7 @@ class Fusion {
       capacity,
       rotary,
       mask,
+      biases: mask === undefined ? site.biases : (terms?.rest ?? []),
       scale: site.scale * q.map.scale * k.map.scale * (caches === undefined ? 1 : k0.scale),
       place,
     };
@@ -342,7 +350,7 @@ class Fusion {
         rotary?.sin,
         parts.rotary?.tables.positions,
         mask?.padding ?? site.padding,
-        mask === undefined ? this.biasOf(site) : undefined,
+        this.terms.of(parts, past.key, anchor),
         this.sinksOf(site, q.map.heads),
         site.gains[0] ?? this.gainOf(q.norm, width),
         site.gains[1] ?? this.gainOf(k.norm, width),
@@ -396,21 +404,6 @@ class Fusion {
     return made;
   }
 
-  /** Masks and biases that stay, as one term. */
-  private biasOf({ biases, hidings }: Site): Value | undefined {
-    const { rewriter } = this.context;
-    const terms = [...biases];
-    for (const { condition, when } of hidings) {
-      const zero = rewriter.constant('seen', writeNumbers('f32', [], Float64Array.of(0)));
-      const low = rewriter.constant('hidden', writeNumbers('f32', [], Float64Array.of(-3e38)));
-      terms.push(rewriter.op('Where', when ? [condition, low, zero] : [condition, zero, low]));
-    }
-    const [first, ...rest] = terms;
-    return first === undefined
-      ? undefined
-      : rest.reduce((sum, term) => rewriter.op('Add', [sum, term]), first);
-  }
-
   private sinksOf({ sinks }: Site, heads: number): Value | undefined {
     if (sinks?.weight === undefined) return undefined;
     const { rewriter } = this.context;
@@ -446,6 +439,8 @@ interface Parts {
   readonly capacity: number | undefined;
   readonly rotary: Turned | undefined;
   readonly mask: MaskFound | undefined;
+  /** What is added to the scores besides. */
+  readonly biases: readonly Bias[];
   readonly scale: number;
   readonly place: ResultPlace;
 }

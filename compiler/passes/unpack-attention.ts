@@ -39,6 +39,7 @@ export function unpackAttention(): Pass {
         const why = rule.apply(new Unpacking(node, context));
         if (why === undefined) context.count(rule.name);
         else if (why !== NOTHING) context.refuse(rule.name, node, why);
+        else context.miss(rule.name, node, 'nothing is packed');
       }
       return context.rewriter.changes > before;
     },
