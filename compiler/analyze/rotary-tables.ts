@@ -11,7 +11,6 @@ import { readNumbers } from '../ops/numbers.ts';
 import type { Bookkeeping } from './bookkeeping.ts';
 import type { RotaryMap } from './head-map.ts';
 import { trialCall } from './head-map.ts';
-import { probe } from './probe.ts';
 
 /** Cosines and sines, [positions, dims / 2]. */
 export interface RotaryTables {
@@ -95,7 +94,7 @@ function findPlace(rotary: RotaryMap, wanted: Float64Array, books: Bookkeeping):
 function rowsOf(value: Value, books: Bookkeeping, tokens: number): ArrayLike<number> | undefined {
   if (value.weight !== undefined) return readNumbers(value.weight.tensor());
   const columns = value.shape?.at(-1);
-  const got = probe(books.model, value, books.call(trialCall));
+  const got = books.at(value, trialCall);
   if (got === undefined || typeof columns !== 'number') return undefined;
   return got.data.length === tokens * columns ? readNumbers(got) : undefined;
 }
@@ -131,7 +130,7 @@ function computed(
   positions: number,
 ): ArrayLike<number> | undefined {
   const limit = Math.min(positions, ...rowsBehind(value));
-  const got = probe(books.model, value, books.call({ batch: 1, sequence: limit, past: 0 }));
+  const got = books.at(value, { batch: 1, sequence: limit, past: 0 });
   return got === undefined ? undefined : readNumbers(got);
 }
 

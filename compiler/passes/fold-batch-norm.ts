@@ -29,7 +29,7 @@ export function foldBatchNorm(): Pass {
   return {
     name: 'fold-batch-norm',
     options: {},
-    rules: ['batch-norm', 'mul', 'add', 'sub', 'div', 'fold'].map((name) => ({
+    rules: ['batch-norm', 'mul', 'add', 'sub', 'div'].map((name) => ({
       name,
       starts: [...roots],
     })),
@@ -188,7 +188,7 @@ function rewrite(
     ? obstacle(rewriter.model.graph, last, conv.output(0))
     : 'the folded weights would not be finite';
   if (why !== undefined) {
-    context.refuse('fold', conv, why);
+    context.refuse(ruleOf(chain[0] ?? conv), conv, why);
     return;
   }
   rewriter.setInput(conv, 1, rewriter.constant(`${weight.name}_scaled`, kernel));

@@ -199,7 +199,7 @@ function visit(model: Model, node: Node, order: NodeOrder, context: PassContext)
 
 /** Takes out the nodes of a match that nothing needs any more, users before producers. */
 export function removeAll(nodes: Iterable<Node>, { rewriter }: PassContext): void {
-  let left = [...nodes].filter((node) => node.graph !== undefined);
+  let left = [...new Set(nodes)].filter((node) => node.graph !== undefined);
   for (let before = -1; left.length !== before;) {
     before = left.length;
     left = left.filter((node) => {

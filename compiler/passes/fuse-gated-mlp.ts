@@ -123,6 +123,8 @@ function rewriteHalves(
       : linear.inputs[3] !== undefined || activationNameOf(linear) !== 'none'
         ? 'the product has an activation or a residual'
         : actor.output(0).onlyUser !== node ||
+            actor.input(0).onlyUser !== actor ||
+            node.inputs.some((value) => value?.onlyUser !== node) ||
             ![...linear.output(0).users.keys()].every((user) => inner.has(user))
           ? 'one of the halves is used elsewhere'
           : undefined;

@@ -88,7 +88,8 @@ function fromMatMul(node: Node, context: PassContext): void {
           : undefined;
   if (weight === undefined || why !== undefined) {
     // a product of two activations is nothing that a linear layer is
-    context.miss('mat-mul', node, why ?? '');
+    if (weight === undefined || x.weight !== undefined) context.miss('mat-mul', node, why ?? '');
+    else context.refuse('mat-mul', node, why ?? '');
     return;
   }
   linear(node, [x, weight.matrix], { transposed: int(weight.transposed ? 1 : 0) }, [node], context);

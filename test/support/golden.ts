@@ -17,7 +17,7 @@
  * difference before committing it.
  */
 import assert from 'node:assert/strict';
-import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { cloneModel } from '../../compiler/ir/clone.ts';
@@ -27,7 +27,7 @@ import { parseModel } from '../../compiler/ir/parse.ts';
 import { printModel } from '../../compiler/ir/print.ts';
 import { verifyModel } from '../../compiler/ir/verify.ts';
 import { findPass } from '../../compiler/passes.ts';
-import type { Pass } from '../../compiler/passes/pass.ts';
+import type { Pass, PassReport } from '../../compiler/passes/pass.ts';
 import { runPasses } from '../../compiler/run-passes.ts';
 import { expectSame } from './expect-same.ts';
 import { seededInputs } from './seeded-inputs.ts';
@@ -61,6 +61,20 @@ export function testGoldenCases(pass: string): void {
     test(`${pass}, ${file.slice(0, -4)}: ${golden.comments[0] ?? ''}`, () =>
       check(pass, path, golden));
   }
+}
+
+/** What a pass did in each of its cases, by file name. */
+export async function goldenReports(pass: string): Promise<ReadonlyMap<string, PassReport>> {
+  const reports = new Map<string, PassReport>();
+  const path = join(folder, pass);
+  for (const file of existsSync(path) ? readdirSync(path) : []) {
+    const golden = parseCase(readFileSync(join(path, file), 'utf8'));
+    const made = findPass(pass)?.create(golden.options);
+    if (made === undefined) continue;
+    const [report] = await runPasses(parseModel(golden.graph), [made]);
+    if (report !== undefined) reports.set(file, report);
+  }
+  return reports;
 }
 
 async function check(name: string, path: string, golden: GoldenCase): Promise<void> {
