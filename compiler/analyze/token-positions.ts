@@ -109,11 +109,13 @@ export class TokenPositions {
   slopesOf(bias: Value, hides: boolean): Float64Array | string {
     const found = this.at(bias, LONG);
     const [keys, queries, heads = 1, batch = 1] = [...(found?.shape ?? [])].reverse();
-    if (found === undefined || keys !== LONG || queries !== LONG || batch !== 1)
+    // one row for all queries hides nothing from some of them
+    const isShared = queries === 1 && !hides;
+    if (found === undefined || keys !== LONG || (queries !== LONG && !isShared) || batch !== 1)
       return 'what its mask adds cannot be computed for one text';
     const numbers = readNumbers(found);
     const at = (head: number, query: number, key: number): number =>
-      numbers[(head * LONG + query) * LONG + key] ?? NaN;
+      numbers[(isShared ? head : head * LONG + query) * LONG + key] ?? NaN;
     const slopes = new Float64Array(heads);
     for (let head = 0; head < heads; head++) {
       const slope = (at(head, LONG - 1, LONG - 1) - at(head, LONG - 1, 0)) / (LONG - 1);
