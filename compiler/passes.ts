@@ -10,6 +10,7 @@ import { eliminateCommonSubexpressions } from './passes/eliminate-common-subexpr
 import { eliminateDead } from './passes/eliminate-dead.ts';
 import { eliminateIdentity } from './passes/eliminate-identity.ts';
 import { expandEinsum } from './passes/expand-einsum.ts';
+import { fixInputs, fixInputsDefaults } from './passes/fix-inputs.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
 import { foldNormGains } from './passes/fold-norm-gains.ts';
 import { foldPad } from './passes/fold-pad.ts';
@@ -27,6 +28,7 @@ import { fuseQkv } from './passes/fuse-qkv.ts';
 import { fusePool } from './passes/fuse-pool.ts';
 import { foldConstants, foldConstantsDefaults } from './passes/fold-constants.ts';
 import { insertKvCache } from './passes/insert-kv-cache.ts';
+import { liftShapes } from './passes/lift-shapes.ts';
 import { mergeAdjacent } from './passes/merge-adjacent.ts';
 import { mergeLinears } from './passes/merge-linears.ts';
 import type { PassEntry } from './passes/pass-options.ts';
@@ -52,6 +54,11 @@ export const passes: readonly PassEntry[] = [
   passEntry('Removes nodes, constants and outputs that nothing depends on.', {}, eliminateDead),
   passEntry('Removes ops that hand on their input unchanged.', {}, eliminateIdentity),
   passEntry('Writes an Einsum of two operands as a matrix product.', {}, expandEinsum),
+  passEntry(
+    'Makes constants of inputs whose value is known when compiling.',
+    fixInputsDefaults,
+    fixInputs,
+  ),
   passEntry('Puts batch normalization into the convolution before it.', {}, foldBatchNorm),
   passEntry(
     'Computes at compile time what depends on constants only.',
@@ -80,6 +87,7 @@ export const passes: readonly PassEntry[] = [
   passEntry('Makes one mean of a global average and the view behind it.', {}, fusePool),
   passEntry('Lets an attention read queries, keys and values from one product.', {}, fuseQkv),
   passEntry('Gives a causal decoder without a cache one.', {}, insertKvCache),
+  passEntry('Reads sizes from the inputs instead of values on the way.', {}, liftShapes),
   passEntry('Makes one op of two of a kind in a row.', {}, mergeAdjacent),
   passEntry(
     'Makes one linear op of two in a row where that leaves fewer weights.',

@@ -107,6 +107,7 @@ const lowerers: Readonly<Record<string, LowerNode>> = {
   'fettle.Rotary': lowerRotary,
   'fettle.Attention': lowerAttention,
   'fettle.Conv': vision.lowerConv,
+  'fettle.ConvTranspose': resample.lowerConvTranspose,
   MatMul: products.lowerMatMul,
   Gemm: products.lowerGemm,
   'com.microsoft.FusedMatMul': products.lowerFusedMatMul,

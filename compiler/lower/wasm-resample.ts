@@ -10,7 +10,9 @@ import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import type { Dim } from '../ir/dim.ts';
 import { multiplyDims } from '../ir/dim.ts';
 import type { Node, Value } from '../ir/graph.ts';
+import { activationNameOf, activations } from '../ops/activation-table.ts';
 import { transposedWindow } from '../ops/conv-transpose.ts';
+import { convInputs, isFusedConv } from '../ops/fused-conv.ts';
 import type { AxisTable } from '../ops/resize.ts';
 import { resampling } from '../ops/resize.ts';
 import { windowAttributes } from '../ops/window.ts';
@@ -19,6 +21,8 @@ import type { Address } from './plan.ts';
 import { addressOf } from './plan.ts';
 import type { Lowering, Place } from './wasm-context.ts';
 import { f32, Unsupported } from './wasm-context.ts';
+import { emitExpression } from './wasm-elementwise.ts';
+import { activated, call, input } from './wasm-expression.ts';
 import { dequantized } from './wasm-linear.ts';
 import { axisOf, lowerPadConstant, move, sizesOf, stridesOf } from './wasm-movement.ts';
 import { dequantizeBehind } from './wasm-unpack.ts';
@@ -31,14 +35,14 @@ export function lowerConvTranspose(lowering: Lowering, node: Node): void {
   if (shape === undefined || (axes !== 1 && axes !== 2))
     throw new Unsupported(`transposed windows over ${axes} axes`);
   const fixed = (dim: Dim | undefined): number => lowering.fixed(dim, 'the size of an image');
-  const input = x.shape.slice(2).map(fixed);
+  const image = x.shape.slice(2).map(fixed);
   const attributes = windowAttributes(node, shape.slice(2));
-  const window = transposedWindow(node, attributes, input);
+  const window = transposedWindow(node, attributes, image);
   const two = (values: readonly number[], fill: number): readonly [number, number] =>
     axes === 1 ? [fill, values[0] ?? fill] : [values[0] ?? fill, values[1] ?? fill];
   const [[kh, kw], [hin, win], [hout, wout]] = [
     two(shape.slice(2), 1),
-    two(input, 1),
+    two(image, 1),
     two(window.input, 1),
   ];
   const [[strideH, strideW], [dilationH, dilationW], [top, left]] = [
@@ -86,11 +90,12 @@ export function lowerConvTranspose(lowering: Lowering, node: Node): void {
     },
     { why: 'what each input adds to its window' },
   );
+  const y = lowering.output(node);
   lowering.emit(
     'COLUMNS',
     {
       X: product.address,
-      Y: lowering.output(node).address,
+      Y: y.address,
       BATCH: batch,
       COUT: groups * perGroup,
       HIN: hin,
@@ -109,6 +114,22 @@ export function lowerConvTranspose(lowering: Lowering, node: Node): void {
     },
     { why: 'windows added up' },
   );
+  if (isFusedConv(node)) finishConv(lowering, node, y);
+}
+
+/** Activation and residual of a fused transposed convolution, in place. */
+function finishConv(lowering: Lowering, node: Node, y: Place): void {
+  const name = activationNameOf(node);
+  const { alpha = 0, beta = 0 } = activations[name];
+  const residual = node.inputs[convInputs.residual];
+  const first = node.int('residualFirst', 0) === 1;
+  const summed = call('add', input(0), input(1));
+  const sum = residual !== undefined && first ? summed : input(0);
+  const active = activated(sum, name, node.float('alpha', alpha), node.float('beta', beta));
+  const formula = residual !== undefined && !first ? call('add', active, input(1)) : active;
+  if (formula.kind === 'input') return;
+  const places = residual === undefined ? [y] : [y, lowering.floats(residual)];
+  emitExpression(lowering, formula, places, y, 'behind a transposed convolution');
 }
 
 /** Filters [cin, taps] of each group as [taps, cin]. */
@@ -143,14 +164,14 @@ function turnedFilters(
 export function lowerResize(lowering: Lowering, node: Node): void {
   let x = lowering.floats(node.input(0));
   if (repeats(lowering, node, x)) return;
-  const input = x.shape.map((dim) => lowering.fixed(dim, 'the size of an image'));
+  const from = x.shape.map((dim) => lowering.fixed(dim, 'the size of an image'));
   const listed = (index: number): readonly number[] | undefined => {
     const sizes = sizesOf(lowering, node.inputs[index])?.map((dim) =>
       lowering.fixed(dim, 'a size to resize to'),
     );
     return sizes?.length === 0 ? undefined : sizes;
   };
-  const { axes, extrapolation } = resampling({ node }, lowering.model.opset, input, listed);
+  const { axes, extrapolation } = resampling({ node }, lowering.model.opset, from, listed);
   if (axes.length === 0) {
     lowering.alias(node.output(), x);
     return;

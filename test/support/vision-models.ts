@@ -88,3 +88,13 @@ export const visionModels: readonly VisionModel[] = [
     nodes: 75,
   },
 ];
+
+/** Sizes that times are measured at, where those of the checks are too small to tell. */
+export function timedSizes({ name }: VisionModel): Readonly<Record<string, number>> {
+  const [batch, height, width] = [0, 1, 2].map((index) => `p2o.DynamicDimension.${index}`);
+  const one = { [batch ?? '']: 1 };
+  if (name === 'PP-OCRv4 det') return { ...one, [height ?? '']: 320, [width ?? '']: 320 };
+  if (name === 'PP-OCRv4 rec') return { ...one, [height ?? '']: 160 };
+  if (name === 'PP-OCR cls') return { ...one, [height ?? '']: 48, [width ?? '']: 192 };
+  return { batch: 1 };
+}

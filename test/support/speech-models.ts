@@ -1,0 +1,44 @@
+/** Models of speech that are measured and checked; files may be absent. */
+import { join } from 'node:path';
+import { sharedPath } from './shared.ts';
+
+/** One of them. */
+export interface SpeechModel {
+  readonly name: string;
+  readonly path: string;
+  /** Sizes of the symbols of its inputs. */
+  readonly sizes: Readonly<Record<string, number>>;
+  /** Inputs that become constants: a sample rate chooses a branch. */
+  readonly fixed: Readonly<Record<string, number>>;
+}
+
+const vad = (file: string): string =>
+  join(import.meta.dirname, '../../node_modules/@ricky0123/vad-web/dist', file);
+
+/** Every one. */
+export const speechModels: readonly SpeechModel[] = [
+  {
+    name: 'silero_vad_v5',
+    path: vad('silero_vad_v5.onnx'),
+    sizes: { '?1': 1, '?2': 512, '?3': 1 },
+    fixed: { sr: 16000 },
+  },
+  {
+    name: 'silero_vad_v6',
+    path: vad('silero_vad_v6.onnx'),
+    sizes: { '?1': 1, '?2': 512, '?3': 1 },
+    fixed: { sr: 16000 },
+  },
+  {
+    name: 'silero_vad_legacy',
+    path: vad('silero_vad_legacy.onnx'),
+    sizes: { batch: 1, sequence: 512 },
+    fixed: { sr: 16000 },
+  },
+  {
+    name: 'bilstm_ctc',
+    path: sharedPath('models/exports/bilstm_ctc/model.onnx'),
+    sizes: { time: 40 },
+    fixed: {},
+  },
+];
