@@ -6,7 +6,7 @@
  *
  * Both are the same procedure; `nearest` has only the diagonal of H, so that nothing is fed back. The
  * loss of a rounded layer is not all: its inputs already carry the errors of the layers before. With
- * `crossHessian` the layer aims at what it gave before rounding: Ŵ X_q near W X, that is W* = W + W D with
+ * `cross` the layer aims at what it gave before rounding: Ŵ X_q near W X, that is W* = W + W D with
  * D = (X X_qᵀ - H)(H + d I)⁻¹, and then Ŵ near W* under H.
  *
  * Sources: GPTQ (../shared/ALGORITHMS.md B4), rounding flips (Q6); the asymmetric target is that of
@@ -273,23 +273,18 @@ function hessianBlock(
 function propagation(
   algebra: Algebra,
   prepared: PreparedHessian,
-  { hessian, crossHessian: cross }: RoundingStatistics,
+  { hessian, cross }: RoundingStatistics,
   method: RoundingMethod,
 ): Float32Array | undefined {
   const { propagation: strength = 1 } = method;
   if (cross === undefined || hessian === undefined || strength === 0) return undefined;
   const { columns } = prepared;
   if (cross.length !== columns * columns)
-    throw outOfRange('crossHessian.length', `${columns} x ${columns}`, cross.length);
+    throw outOfRange('cross.length', `${columns} x ${columns}`, cross.length);
   const inverse = algebra.inverseFactor(prepared.matrix, columns);
   if (inverse === undefined) return undefined;
   const upper = Float32Array.from(inverse.upper);
-  const difference = new Float32Array(columns * columns);
-  for (let i = 0; i < columns; i++)
-    for (let j = 0; j < columns; j++) {
-      const at = i * columns + j;
-      difference[at] = strength * ((cross[j * columns + i] ?? 0) - (hessian[at] ?? 0));
-    }
+  const difference = cross.map((value, i) => strength * (value - (hessian[i] ?? 0)));
   const half = algebra.matmul(difference, upper, columns, columns, columns, { bTransposed: true });
   return algebra.matmul(half, upper, columns, columns, columns);
 }

@@ -30,7 +30,7 @@ export interface RoundingMethod {
   readonly sweeps?: number;
   /**
    * How much of the error of earlier layers a layer makes up for, 0..1; needs
-   * {@link RoundingStatistics.crossHessian}. Default 1
+   * {@link RoundingStatistics.cross}. Default 1
    */
   readonly propagation?: number;
   /** Codebooks of a codebook format, each for as many contiguous rows. Default 1 */
@@ -42,10 +42,10 @@ export interface RoundingStatistics {
   /** (2 / T) Σ w_t x xᵀ, [columns, columns]; of the model as rounded so far. */
   readonly hessian?: Float32Array | undefined;
   /**
-   * (2 / T) Σ w_t x yᵀ, [columns, columns], y the same inputs in the model before rounding: then rounding
+   * (2 / T) Σ w_t y xᵀ, [columns, columns], y the same inputs in the model before rounding: then rounding
    * aims at the outputs that the original layer gave for the original inputs.
    */
-  readonly crossHessian?: Float32Array | undefined;
+  readonly cross?: Float32Array | undefined;
   /** Mean of x², [columns]: the diagonal, when there is no Hessian. */
   readonly meanSquare?: Float32Array | undefined;
 }

@@ -192,10 +192,10 @@ test('statistics of the model before rounding move the target: outputs come clos
     (x, i) => 0.9 * x + 0.2 * (original[i ^ 1] ?? 0) + 0.1 * (noise[i] ?? 0),
   );
   const gram = algebra.gram(columns);
-  gram.add(changed, undefined, original);
-  const crossHessian = gram.matrix(2 / tokens);
+  gram.add(original, undefined, changed);
+  const cross = gram.matrix(2 / tokens);
   gram.dispose();
-  const statistics = { hessian: hessianOf(changed, columns), crossHessian };
+  const statistics = { hessian: hessianOf(changed, columns), cross };
   const distance = (matrix: Float32Array): number => {
     const wanted = algebra.matmul(original, values, tokens, columns, rows, { bTransposed: true });
     const got = algebra.matmul(changed, matrix, tokens, columns, rows, { bTransposed: true });
