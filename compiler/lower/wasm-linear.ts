@@ -278,7 +278,7 @@ function quantize(lowering: Lowering, x: Place, { block, format }: CodePacking):
     return known.place;
   }
   const blocks = Math.ceil(k / block);
-  const bytes = multiplyDims(rows, blocks * (3 * block + 8));
+  const bytes = multiplyDims(rows, blocks * (3 * block + 16));
   const place = addressOf(lowering.arena(`${buffer.name} as int8`, bytes));
   const step = lowering.emit(
     'QUANTIZE',

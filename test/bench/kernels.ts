@@ -78,7 +78,7 @@ function median(samples: number[]): number {
 const plan = allot(4096 * 16);
 const scratch = allot(abi.SCRATCH_BYTES);
 const x = allot(128 * hidden * 4);
-const record = allot(128 * (hidden * 3 + (hidden / 32) * 8));
+const record = allot(128 * (hidden * 3 + (hidden / 32) * 16));
 const y = allot(Math.max(vocabulary, 128 * hidden * 2) * 4);
 const random = new Float32Array(memory.buffer, x, 128 * hidden);
 for (let i = 0; i < random.length; i++) random[i] = Math.sin(i * 12.9898) * 2;

@@ -112,7 +112,7 @@ function place(
 
 function quantize(bench: KernelBench, c: Case, x: Float32Array, rows: number): number {
   const { blocks } = sizes(c);
-  const Y = bench.allot(rows * blocks * (3 * c.block + 8));
+  const Y = bench.allot(rows * blocks * (3 * c.block + 16));
   bench.run('QUANTIZE', {
     X: bench.floats(x),
     XROW: c.K * 4,
@@ -134,43 +134,62 @@ for (const format of ['W8', 'W4', 'W3', 'W2', 'C4'] as const)
       cases.push({ format, N: 20, K: 71, block: 16, groupBlocks: 1, asymmetric });
   }
 
+/** Everything at its ends: what sums have to hold at most. */
+function extremes(m: Matrix, levels: number): Matrix {
+  const ends = (values: Uint8Array, below: number): Uint8Array =>
+    values.map((value) => (value * 2 < below ? 0 : below - 1));
+  const { codes, zeros, book } = m;
+  const top = book === undefined ? levels : 128;
+  return {
+    ...m,
+    codes: ends(codes, levels),
+    zeros: zeros === undefined ? undefined : ends(zeros, top),
+    book: book === undefined ? undefined : ends(book, 128),
+  };
+}
+
 for (const variant of await hostVariants())
   for (const c of cases)
-    test(`${variant}: LINEAR ${c.format} block ${c.block} x ${c.groupBlocks} ${c.asymmetric ? 'asymmetric' : 'symmetric'} equals integer arithmetic bit for bit`, async () => {
-      const bench = await KernelBench.open(variant);
-      const rows = 6; // a tile of four tokens and two single ones
-      const x = noise(rows * c.K, 5).map((v) => v * 3);
-      // an outlier, an empty block, ties at .5
-      x[3] = 100;
-      x.fill(0, c.block, 2 * c.block);
-      const m = randomMatrix(c, 11);
-      const { blocks } = sizes(c);
-      const X = quantize(bench, c, x, rows);
-      const y = bench.allot(rows * c.N * 4);
-      bench.run('LINEAR', {
-        X,
-        Y: y,
-        YROW: c.N * 4,
-        ROWS: rows,
-        K: c.K,
-        N: c.N,
-        FORMAT: formatId[c.format],
-        BLOCK: c.block,
-        GROUPBLOCKS: c.groupBlocks,
-        ...place(bench, c, m),
+    for (const ends of [false, true])
+      test(`${variant}: LINEAR ${c.format} block ${c.block} x ${c.groupBlocks} ${c.asymmetric ? 'asymmetric' : 'symmetric'} equals integer arithmetic bit for bit${ends ? ', at its extremes' : ''}`, async () => {
+        const bench = await KernelBench.open(variant);
+        // a tile of four tokens and two single ones; or only single ones, which take several tiles at a time
+        const rows = ends ? 3 : 6;
+        const x = noise(rows * c.K, 5).map((v) => (ends ? Math.sign(v + 0.5) : v * 3));
+        if (!ends) {
+          // an outlier, an empty block, ties at .5
+          x[3] = 100;
+          x.fill(0, c.block, 2 * c.block);
+        }
+        const random = randomMatrix(c, 11);
+        const m = ends ? extremes(random, 2 ** formatBits[c.format]) : random;
+        const { blocks } = sizes(c);
+        const X = quantize(bench, c, x, rows);
+        const y = bench.allot(rows * c.N * 4);
+        bench.run('LINEAR', {
+          X,
+          Y: y,
+          YROW: c.N * 4,
+          ROWS: rows,
+          K: c.K,
+          N: c.N,
+          FORMAT: formatId[c.format],
+          BLOCK: c.block,
+          GROUPBLOCKS: c.groupBlocks,
+          ...place(bench, c, m),
+        });
+        const got = bench.readFloats(y, rows * c.N);
+        for (let row = 0; row < rows; row++) {
+          const quantized = quantizeRow(x.subarray(row * c.K, (row + 1) * c.K), c.block);
+          assert.equal(quantized.length, blocks);
+          for (let n = 0; n < c.N; n++)
+            assert.equal(
+              got[row * c.N + n],
+              f(reference(c, m, quantized, n) + 0),
+              `row ${row}, output ${n}`,
+            );
+        }
       });
-      const got = bench.readFloats(y, rows * c.N);
-      for (let row = 0; row < rows; row++) {
-        const quantized = quantizeRow(x.subarray(row * c.K, (row + 1) * c.K), c.block);
-        assert.equal(quantized.length, blocks);
-        for (let n = 0; n < c.N; n++)
-          assert.equal(
-            got[row * c.N + n],
-            f(reference(c, m, quantized, n) + 0),
-            `row ${row}, output ${n}`,
-          );
-      }
-    });
 
 for (const variant of await hostVariants())
   test(`${variant}: LINEAR applies bias, activation, gate and residual in that order`, async () => {
@@ -240,7 +259,10 @@ for (const variant of await hostVariants())
         for (let k = 0; k < c.K; k++) {
           const g = n * groups + Math.floor(Math.floor(k / c.block) / c.groupBlocks);
           const code = m.codes[n * c.K + k] ?? 0;
-          assert.equal(got[i * c.K + k], f((valueOf(m, n, code) - (m.zeros?.[g] ?? 0)) * (m.scales[g] ?? 0)) + 0);
+          assert.equal(
+            got[i * c.K + k],
+            f((valueOf(m, n, code) - (m.zeros?.[g] ?? 0)) * (m.scales[g] ?? 0)) + 0,
+          );
         }
       });
     });

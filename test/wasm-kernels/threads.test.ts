@@ -13,7 +13,7 @@ function network(bench: KernelBench): { steps: Int32Array[]; result: number; cou
   const [S, K, N] = [7, 64, 40];
   const x = bench.floats(noise(S * K, 1));
   const h = bench.allot(S * K * 4);
-  const record = bench.allot(S * (3 * K + 16));
+  const record = bench.allot(S * (3 * K + 32));
   const y = bench.allot(S * N * 4);
   const a = bench.allot(S * N * 4);
   const result = bench.allot(S * N * 4);

@@ -21,7 +21,7 @@
  */
 
 /** Version of everything in this file; the first word of a plan. */
-export const ABI_VERSION = 1;
+export const ABI_VERSION = 2;
 /** Bytes at the bottom of memory that belong to the kernels. */
 export const RESERVED_BYTES = 4096;
 /** Working memory of one thread, reserved by the plan at PLAN_SCRATCH for each of its threads. */
@@ -111,9 +111,11 @@ export const ACT_SOFTPLUS = 14;
 export const ACT_ELU = 15;
 
 // --- QUANTIZE: f32 [ROWS, K] -> quantized activations, per BLOCK inputs ---
-// A row of the result is a record of rowBytes = 3*Kp + 8*blocks bytes:
-//   i8 codes [Kp] | i16 codes [Kp] (order private to the kernels) | f32 scales [blocks] | i32 sums [blocks]
-// scale = max|x| / 127, code = round half to even(x / scale), sum = sum of codes; padding is 0.
+// A row of the result is a record of rowBytes = blocks * (3*BLOCK + 16) bytes: for each block
+//   [i8 codes [BLOCK] | f32 scale | i16 sums [2]], and behind all of these, for each block again
+//   [i16 codes [BLOCK] (order private to the kernels) | f32 scale | i16 sums [2]]
+// scale = max|x| / 127, code = round half to even(x / scale); padding is 0. The sums are minus the sums of
+// codes k with k % 4 of 0 and 1, and of 2 and 3. Blocks with |x| of 8e6 and more overflow to infinity.
 // FORMS says what the readers need: 1 = W4 W3 W2 C4 read it, 2 = W8 reads it, 3 = both.
 export const QUANTIZE = 1;
 export const QUANTIZE_X = 2;

@@ -63,6 +63,7 @@ export function dense(step: usize, scratch: usize, thread: i32, threads: i32): v
         scratch,
         tile2,
         tokens,
+        16,
         tile << 4,
         columns,
         y,

@@ -1,17 +1,18 @@
 /**
- * The end of LINEAR and DENSE: a tile of f32 [tokens][16] in scratch -> bias, activation, gate, residual ->
+ * The end of LINEAR and DENSE: a tile of f32 [tokens][width] in scratch -> bias, activation, gate, residual ->
  * the result. y = act(t + bias) (* (t2 + bias2)) (+ residual).
  */
 import { activate } from './math.ts';
 
 /**
- * `tile` and `tile2` (0: not gated) are [tokens][16] f32; `n` is the first column, `y` and `residual`
+ * `tile` and `tile2` (0: not gated) are [tokens][width] f32; `n` is the first column, `y` and `residual`
  * (or 0) point at the first token's row, `columns` is N.
  */
 export function finishTile(
   tile: usize,
   tile2: usize,
   tokens: i32,
+  width: i32,
   n: i32,
   columns: i32,
   y: usize,
@@ -27,7 +28,7 @@ export function finishTile(
   const a = f32x4.splat(alpha);
   const b = f32x4.splat(beta);
   for (let token = 0; token < tokens; token++) {
-    for (let j = 0; j < 16 && n + j < columns; j += 4) {
+    for (let j = 0; j < width && n + j < columns; j += 4) {
       const at: usize = (n + j) << 2;
       const left = columns - n - j;
       let x = v128.load(tile + (j << 2));
@@ -41,8 +42,8 @@ export function finishTile(
       if (residual) x = f32x4.add(x, loadUpTo(residual + at, left));
       storeUpTo(y + at, x, left);
     }
-    tile += 64;
-    if (tile2) tile2 += 64;
+    tile += width << 2;
+    if (tile2) tile2 += width << 2;
     y += yRow;
     if (residual) residual += residualRow;
   }

@@ -42,7 +42,11 @@ import { RELAXED, address, float, shareStart, word } from './core.ts';
 import { finishTile } from './epilogue.ts';
 import { recordBytes } from './quantize.ts';
 import { half4Narrow, tile1Narrow } from './tile-narrow.ts';
+import { half4Nibble, tile1Nibble } from './tile-nibble.ts';
 import { half4Wide, tile1Wide } from './tile-wide.ts';
+
+/** Tiles that one token takes at a time: enough that what surrounds them does not count. */
+const TILES = 32;
 
 /** Zero points of symmetric weights, 16 for each format from W8 on. */
 const middles: usize = memory.data<u8>([
@@ -77,11 +81,16 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
   const zeros2 = address(step, LINEAR_ZEROS2);
   const codebook = address(step, LINEAR_CODEBOOK);
   const codebook2 = address(step, LINEAR_CODEBOOK2);
-  const tile2 = w2 ? scratch + 256 : 0;
+  const scales = address(step, LINEAR_SCALES);
+  const scales2 = address(step, LINEAR_SCALES2);
+  const tile2 = w2 ? scratch + TILES * 64 : 0;
+  // a single token takes several tiles at a time
+  const span = rows < 4 ? TILES : 1;
 
   const tiles = (columns + 15) >> 4;
   const end = shareStart(tiles, thread + 1, threads);
-  for (let tile = shareStart(tiles, thread, threads); tile < end; tile++) {
+  for (let tile = shareStart(tiles, thread, threads); tile < end; tile += span) {
+    const count = min(span, end - tile);
     const at = tile * tileBytes;
     const group = tile * groups;
     let x = address(step, LINEAR_X);
@@ -93,12 +102,13 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
         format,
         tokens,
         w + at,
-        address(step, LINEAR_SCALES) + group * 32,
+        scales + group * 32,
         zeros ? zeros + group * 16 : 0,
         codebook ? codebook + (tile << 4) : 0,
         x,
         record,
         scratch,
+        count,
         blocks,
         block,
         groupBlocks,
@@ -108,12 +118,13 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
           format,
           tokens,
           w2 + at,
-          address(step, LINEAR_SCALES2) + group * 32,
+          scales2 + group * 32,
           zeros2 ? zeros2 + group * 16 : 0,
           codebook2 ? codebook2 + (tile << 4) : 0,
           x,
           record,
           tile2,
+          count,
           blocks,
           block,
           groupBlocks,
@@ -123,6 +134,7 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
         scratch,
         tile2,
         tokens,
+        count << 4,
         tile << 4,
         columns,
         y,
@@ -143,7 +155,7 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
   }
 }
 
-/** 16 rows of weights times 1 or 4 tokens -> out f32 [tokens][16]. */
+/** Tiles of 16 rows of weights times 1 token -> out f32 [count * 16], or one tile times 4 tokens -> out f32 [4][16]. */
 function multiply(
   format: i32,
   tokens: i32,
@@ -154,6 +166,7 @@ function multiply(
   x: usize,
   record: i32,
   out: usize,
+  count: i32,
   blocks: i32,
   block: i32,
   groupBlocks: i32,
@@ -161,7 +174,7 @@ function multiply(
   const row = format - W8;
   if (tokens == 1) {
     const tile = unchecked(tiles1[row]);
-    tile(w, scales, zeros, codebook, x, out, blocks, block, groupBlocks);
+    tile(w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks);
     return;
   }
   const tile = unchecked(tiles4[row]);
@@ -185,6 +198,7 @@ type Tile1 = (
   codebook: usize,
   x: usize,
   out: usize,
+  count: i32,
   blocks: i32,
   block: i32,
   groupBlocks: i32,
@@ -205,24 +219,24 @@ type Tile4 = (
 
 /** One token, formats from W8 on. */
 const tiles1: StaticArray<Tile1> = [
-  (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    tile1Wide(W8, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
+  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
+    tile1Wide(W8, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(W4, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
-    else tile1Wide(W4, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
+  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
+    if (RELAXED) tile1Nibble(W4, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
+    else tile1Wide(W4, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(W3, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
-    else tile1Wide(W3, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
+  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
+    if (RELAXED) tile1Narrow(W3, w, scales, zeros, x, out, count, blocks, block, groupBlocks);
+    else tile1Wide(W3, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(W2, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
-    else tile1Wide(W2, w, scales, zeros, 0, x, out, blocks, block, groupBlocks);
+  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
+    if (RELAXED) tile1Narrow(W2, w, scales, zeros, x, out, count, blocks, block, groupBlocks);
+    else tile1Wide(W2, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, codebook, x, out, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(C4, w, scales, zeros, codebook, x, out, blocks, block, groupBlocks);
-    else tile1Wide(C4, w, scales, zeros, codebook, x, out, blocks, block, groupBlocks);
+  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
+    if (RELAXED) tile1Nibble(C4, w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks);
+    else tile1Wide(C4, w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks);
   },
 ];
 
@@ -232,20 +246,20 @@ const tiles4: StaticArray<Tile4> = [
     half4Wide(W8, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Narrow(W4, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
+    if (RELAXED) half4Nibble(W4, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
     else half4Wide(W4, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Narrow(W3, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
+    if (RELAXED) half4Narrow(W3, w, scales, zeros, step, x, record, out, blocks, block, groupBlocks);
     else half4Wide(W3, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Narrow(W2, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
+    if (RELAXED) half4Narrow(W2, w, scales, zeros, step, x, record, out, blocks, block, groupBlocks);
     else half4Wide(W2, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
   (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
     if (RELAXED) {
-      half4Narrow(C4, w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
+      half4Nibble(C4, w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
     } else {
       half4Wide(C4, w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
     }

@@ -19,7 +19,7 @@ import { MAGNITUDE, RELAXED, address, constant, shareStart, word } from './core.
 /** Bytes of a record of `blocks` blocks. */
 @inline
 export function recordBytes(blocks: i32, block: i32): i32 {
-  return blocks * (3 * block + 8);
+  return blocks * (3 * block + 16);
 }
 
 export function quantize(step: usize, scratch: usize, thread: i32, threads: i32): void {
@@ -55,7 +55,6 @@ function quantizeBlock(
   wide: bool,
   scratch: usize,
 ): void {
-  const padded = blocks * block;
   if (left < block) x = padBlock(x, left, block, scratch);
   // magnitudes order as integers too, with NaN above all numbers
   const magnitude = constant(MAGNITUDE);
@@ -71,8 +70,8 @@ function quantizeBlock(
   const factor = f32x4.splat(inverse);
   const magic = f32x4.splat(load<f32>(roundingMagic));
   let sum = i32x4.splat(0);
-  const codes = record + b * block;
-  const pairs = record + padded + ((b * block) << 1);
+  const codes = record + b * (block + 8);
+  const pairs = record + blocks * (block + 8) + b * (2 * block + 8);
   for (let i = 0; i < block; i += 8) {
     const at = x + (i << 2);
     const low = round(f32x4.mul(v128.load(at, 0), factor), magic);
@@ -85,13 +84,17 @@ function quantizeBlock(
       v128.store(pairs + (i << 1), order);
     }
   }
-  const scales = record + 3 * padded + (b << 2);
-  store<f32>(scales, peak / 127);
-  store<i32>(
-    scales + (blocks << 2),
-    i32x4.extract_lane(sum, 0) + i32x4.extract_lane(sum, 1) +
-      (i32x4.extract_lane(sum, 2) + i32x4.extract_lane(sum, 3)),
-  );
+  const even = i32x4.extract_lane(sum, 0) + i32x4.extract_lane(sum, 1);
+  const odd = i32x4.extract_lane(sum, 2) + i32x4.extract_lane(sum, 3);
+  const sums = (-even & 0xffff) | (-odd << 16);
+  if (narrow) {
+    store<f32>(codes + block, peak / 127);
+    store<i32>(codes + block, sums, 4);
+  }
+  if (wide) {
+    store<f32>(pairs + 2 * block, peak / 127);
+    store<i32>(pairs + 2 * block, sums, 4);
+  }
 }
 
 /** 1.5 * 2^23: adding it to a small number rounds that half to even, into the low mantissa bits. */

@@ -1,70 +1,29 @@
 /**
- * Inner tiles of LINEAR for codes of at most 4 bits, on relaxed SIMD: i8 activations.
- * Codebook entries have 7 bits, so two products fill an i16 lane and are widened at once.
+ * Inner tiles of LINEAR for codes of 2 and 3 bits, on relaxed SIMD: i8 activations. (4 bits: tile-nibble.ts.)
  *
- * One `relaxed_dot` multiplies 16 pairs and adds neighbours into i16 lanes: 2 * 127 * 15 = 3810, so 8 of
- * them fit an i16 lane, exactly the 32 inputs of a block. Two instructions for 16 multiply-accumulates,
+ * One `relaxed_dot` multiplies 16 pairs and adds neighbours into i16 lanes: at most 2 * 127 * 7 = 1778, so the
+ * 8 of a block of 32 inputs fit an i16 lane. Two instructions for 16 multiply-accumulates,
  * where the i32 form of the dot product takes five on x86. The block ends with one `dot_i16x8_s` by
  * ones. Exact on every engine: the second operand has its top bit clear and no sum overflows.
  *
  * tile1: 1 token x 16 rows. tile4: 4 tokens x 16 rows, as two register tiles of 8 rows.
  * Results go to `out`, f32 [tokens][16].
  */
-import { C4, W3, W4 } from './abi.ts';
-import {
-  FOURS,
-  HALF_FACTOR,
-  NIBBLES,
-  ONES16,
-  TWO_BITS,
-  constant,
-  lookup,
-  positiveHalves,
-} from './core.ts';
+import { W3 } from './abi.ts';
+import { FOURS, HALF_FACTOR, ONES16, TWO_BITS, constant } from './core.ts';
+import { scaled, smallScales, start16, startMiddle } from './tile-common.ts';
 
 @inline
-function mac(format: i32, sum: v128, x: v128, w: v128, ones: v128): v128 {
-  const pairs = v128.relaxed_dot<i16>(x, w);
-  if (format == C4) return i32x4.add(sum, i32x4.dot_i16x8_s(pairs, ones));
-  return i16x8.add(sum, pairs);
+function mac(sum: v128, x: v128, w: v128): v128 {
+  return i16x8.add(sum, v128.relaxed_dot<i16>(x, w));
 }
 
-/** i16 sums of a block as i32; C4 has them already. */
-@inline
-function widen(format: i32, sum: v128, ones: v128): v128 {
-  return format == C4 ? sum : i32x4.dot_i16x8_s(sum, ones);
-}
-
-/** Codes of inputs 4s..4s+3 of 16 (s 0..3); `p` holds them, `h` the high bits of W3 or the codebook. */
+/** Codes of inputs 4s..4s+3 of 16 (s 0..3); `p` holds them, `h` the high bits of W3. */
 @inline
 function codes(format: i32, s: i32, p: v128, h: v128, mask: v128, four: v128): v128 {
-  if (format == C4) return lookup(h, v128.and((s & 1) == 0 ? p : i16x8.shr_u(p, 4), mask));
-  if (format == W4) return v128.and((s & 1) == 0 ? p : i16x8.shr_u(p, 4), mask);
   const low = v128.and(s == 0 ? p : i16x8.shr_u(p, 2 * s), mask);
   if (format != W3) return low;
   return v128.or(low, v128.and(s < 2 ? i16x8.shl(h, 2 - s) : i16x8.shr_u(h, s - 2), four));
-}
-
-/**
- * Zero points times the code sum, for four rows: `zeros` points at their u8. The sum of at most 32 codes
- * fits the low i16 of its lane; a zero point's lane is (zero, 0), so the dot product drops the high one.
- */
-@inline
-export function zeroTimes(zeros: usize, sum: v128): v128 {
-  const bytes = v128.load32_zero(zeros);
-  return i32x4.dot_i16x8_s(i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(bytes)), sum);
-}
-
-/** 2^(bits-1) as a shift; C4 is centred at 64. */
-@inline
-export function zeroShift(format: i32): i32 {
-  return format == C4 ? 6 : format == W4 ? 3 : format == W3 ? 2 : 1;
-}
-
-/** Bytes of the codes of 16 rows x 16 inputs (low bits only for W3). */
-@inline
-function stride16(format: i32): i32 {
-  return format == W4 || format == C4 ? 128 : 64;
 }
 
 @inline
@@ -73,97 +32,92 @@ export function tile1Narrow(
   w: usize,
   scales: usize,
   zeros: usize,
-  codebook: usize,
   record: usize,
   out: usize,
+  count: i32,
   blocks: i32,
   block: i32,
   groupBlocks: i32,
 ): void {
   const ones = constant(ONES16);
-  const mask = constant(format == W4 || format == C4 ? NIBBLES : TWO_BITS);
+  const mask = constant(TWO_BITS);
   const four = constant(FOURS);
-  const book = format == C4 ? v128.load(codebook) : four;
   const halfFactor = constant(HALF_FACTOR);
   const halvesOfBlock = block >> 4;
-  let x = record;
-  let xScale = record + 3 * (blocks * block);
-  const toSum: usize = blocks << 2;
-  let f0 = f32x4.splat(0), f1 = f0, f2 = f0, f3 = f0;
-  let left = groupBlocks;
-  for (let b = 0; b < blocks; b++) {
-    let c0 = i32x4.splat(0), c1 = c0, c2 = c0, c3 = c0;
-    const high = w + 128;
-    for (let i = 0; i < halvesOfBlock; i++) {
-      const x0 = v128.load32_splat(x, 0);
-      const x1 = v128.load32_splat(x, 4);
-      const x2 = v128.load32_splat(x, 8);
-      const x3 = v128.load32_splat(x, 12);
-      let p = v128.load(w, 0);
-      let r = format == W4 || format == C4 ? v128.load(w, 64) : p;
-      let h = format == W3 ? i16x8.shr_u(v128.load(high, 0), i << 2) : book;
-      c0 = mac(format, c0, x0, codes(format, 0, p, h, mask, four), ones);
-      c0 = mac(format, c0, x1, codes(format, 1, p, h, mask, four), ones);
-      c0 = mac(format, c0, x2, codes(format, 2, r, h, mask, four), ones);
-      c0 = mac(format, c0, x3, codes(format, 3, r, h, mask, four), ones);
-      p = v128.load(w, 16);
-      r = format == W4 || format == C4 ? v128.load(w, 80) : p;
-      h = format == W3 ? i16x8.shr_u(v128.load(high, 16), i << 2) : book;
-      c1 = mac(format, c1, x0, codes(format, 0, p, h, mask, four), ones);
-      c1 = mac(format, c1, x1, codes(format, 1, p, h, mask, four), ones);
-      c1 = mac(format, c1, x2, codes(format, 2, r, h, mask, four), ones);
-      c1 = mac(format, c1, x3, codes(format, 3, r, h, mask, four), ones);
-      p = v128.load(w, 32);
-      r = format == W4 || format == C4 ? v128.load(w, 96) : p;
-      h = format == W3 ? i16x8.shr_u(v128.load(high, 32), i << 2) : book;
-      c2 = mac(format, c2, x0, codes(format, 0, p, h, mask, four), ones);
-      c2 = mac(format, c2, x1, codes(format, 1, p, h, mask, four), ones);
-      c2 = mac(format, c2, x2, codes(format, 2, r, h, mask, four), ones);
-      c2 = mac(format, c2, x3, codes(format, 3, r, h, mask, four), ones);
-      p = v128.load(w, 48);
-      r = format == W4 || format == C4 ? v128.load(w, 112) : p;
-      h = format == W3 ? i16x8.shr_u(v128.load(high, 48), i << 2) : book;
-      c3 = mac(format, c3, x0, codes(format, 0, p, h, mask, four), ones);
-      c3 = mac(format, c3, x1, codes(format, 1, p, h, mask, four), ones);
-      c3 = mac(format, c3, x2, codes(format, 2, r, h, mask, four), ones);
-      c3 = mac(format, c3, x3, codes(format, 3, r, h, mask, four), ones);
-      w += stride16(format);
-      x += 16;
+  for (let tile = 0; tile < count; tile++) {
+    let x = record;
+    let f0 = f32x4.splat(0), f1 = f0, f2 = f0, f3 = f0;
+    let left = groupBlocks;
+    for (let b = 0; b < blocks; b++) {
+      const pair = v128.load32_splat(x + block, 4);
+      let c0: v128, c1: v128, c2: v128, c3: v128;
+      if (zeros == 0) {
+        c0 = startMiddle(format, false, pair);
+        c1 = c0;
+        c2 = c0;
+        c3 = c0;
+      } else {
+        c0 = start16(zeros, pair);
+        c1 = start16(zeros + 4, pair);
+        c2 = start16(zeros + 8, pair);
+        c3 = start16(zeros + 12, pair);
+      }
+      const high = w + 128;
+      for (let i = 0; i < halvesOfBlock; i++) {
+        const x0 = v128.load32_splat(x, 0);
+        const x1 = v128.load32_splat(x, 4);
+        const x2 = v128.load32_splat(x, 8);
+        const x3 = v128.load32_splat(x, 12);
+        let p = v128.load(w, 0);
+        let h = format == W3 ? i16x8.shr_u(v128.load(high, 0), i << 2) : p;
+        c0 = mac(c0, x0, codes(format, 0, p, h, mask, four));
+        c0 = mac(c0, x1, codes(format, 1, p, h, mask, four));
+        c0 = mac(c0, x2, codes(format, 2, p, h, mask, four));
+        c0 = mac(c0, x3, codes(format, 3, p, h, mask, four));
+        p = v128.load(w, 16);
+        h = format == W3 ? i16x8.shr_u(v128.load(high, 16), i << 2) : p;
+        c1 = mac(c1, x0, codes(format, 0, p, h, mask, four));
+        c1 = mac(c1, x1, codes(format, 1, p, h, mask, four));
+        c1 = mac(c1, x2, codes(format, 2, p, h, mask, four));
+        c1 = mac(c1, x3, codes(format, 3, p, h, mask, four));
+        p = v128.load(w, 32);
+        h = format == W3 ? i16x8.shr_u(v128.load(high, 32), i << 2) : p;
+        c2 = mac(c2, x0, codes(format, 0, p, h, mask, four));
+        c2 = mac(c2, x1, codes(format, 1, p, h, mask, four));
+        c2 = mac(c2, x2, codes(format, 2, p, h, mask, four));
+        c2 = mac(c2, x3, codes(format, 3, p, h, mask, four));
+        p = v128.load(w, 48);
+        h = format == W3 ? i16x8.shr_u(v128.load(high, 48), i << 2) : p;
+        c3 = mac(c3, x0, codes(format, 0, p, h, mask, four));
+        c3 = mac(c3, x1, codes(format, 1, p, h, mask, four));
+        c3 = mac(c3, x2, codes(format, 2, p, h, mask, four));
+        c3 = mac(c3, x3, codes(format, 3, p, h, mask, four));
+        w += 64;
+        x += 16;
+      }
+      if (format == W3) w += 64;
+      const s = f32x4.mul(v128.load32_splat(x), halfFactor);
+      f0 = scaled(f0, i32x4.dot_i16x8_s(c0, ones), smallScales(scales, 0), s);
+      f1 = scaled(f1, i32x4.dot_i16x8_s(c1, ones), smallScales(scales, 8), s);
+      f2 = scaled(f2, i32x4.dot_i16x8_s(c2, ones), smallScales(scales, 16), s);
+      f3 = scaled(f3, i32x4.dot_i16x8_s(c3, ones), smallScales(scales, 24), s);
+      x += 8;
+      if (--left == 0) {
+        left = groupBlocks;
+        scales += 32;
+        if (zeros) zeros += 16;
+      }
     }
-    if (format == W3) w += 64;
-    c0 = widen(format, c0, ones);
-    c1 = widen(format, c1, ones);
-    c2 = widen(format, c2, ones);
-    c3 = widen(format, c3, ones);
-    const sum = v128.load32_splat(xScale + toSum);
-    if (zeros == 0) {
-      const z = i32x4.shl(sum, zeroShift(format));
-      c0 = i32x4.sub(c0, z);
-      c1 = i32x4.sub(c1, z);
-      c2 = i32x4.sub(c2, z);
-      c3 = i32x4.sub(c3, z);
-    } else {
-      c0 = i32x4.sub(c0, zeroTimes(zeros, sum));
-      c1 = i32x4.sub(c1, zeroTimes(zeros + 4, sum));
-      c2 = i32x4.sub(c2, zeroTimes(zeros + 8, sum));
-      c3 = i32x4.sub(c3, zeroTimes(zeros + 12, sum));
-    }
-    const s = v128.load32_splat(xScale);
-    f0 = f32x4.add(f0, f32x4.mul(f32x4.convert_i32x4_s(c0), f32x4.mul(positiveHalves(scales, halfFactor), s)));
-    f1 = f32x4.add(f1, f32x4.mul(f32x4.convert_i32x4_s(c1), f32x4.mul(positiveHalves(scales + 8, halfFactor), s)));
-    f2 = f32x4.add(f2, f32x4.mul(f32x4.convert_i32x4_s(c2), f32x4.mul(positiveHalves(scales + 16, halfFactor), s)));
-    f3 = f32x4.add(f3, f32x4.mul(f32x4.convert_i32x4_s(c3), f32x4.mul(positiveHalves(scales + 24, halfFactor), s)));
-    xScale += 4;
-    if (--left == 0) {
-      left = groupBlocks;
+    if (left != groupBlocks) {
       scales += 32;
       if (zeros) zeros += 16;
     }
+    v128.store(out, f0, 0);
+    v128.store(out, f1, 16);
+    v128.store(out, f2, 32);
+    v128.store(out, f3, 48);
+    out += 64;
   }
-  v128.store(out, f0, 0);
-  v128.store(out, f1, 16);
-  v128.store(out, f2, 32);
-  v128.store(out, f3, 48);
 }
 
 /**
@@ -177,7 +131,6 @@ export function half4Narrow(
   scales: usize,
   zeros: usize,
   zeroStep: usize,
-  codebook: usize,
   record: usize,
   recordBytes: usize,
   out: usize,
@@ -186,99 +139,96 @@ export function half4Narrow(
   groupBlocks: i32,
 ): void {
   const ones = constant(ONES16);
-  const mask = constant(format == W4 || format == C4 ? NIBBLES : TWO_BITS);
+  const mask = constant(TWO_BITS);
   const four = constant(FOURS);
-  const book = format == C4 ? v128.load(codebook) : four;
   const halfFactor = constant(HALF_FACTOR);
   const steps = block >> 3;
-  let x = record;
-  let xScale = record + 3 * (blocks * block);
-  const toSum: usize = blocks << 2;
-  const record2 = recordBytes * 2;
-  const record3 = recordBytes * 3;
+  let x0 = record;
+  let x1 = record + recordBytes;
+  let x2 = x1 + recordBytes;
+  let x3 = x2 + recordBytes;
   let f00 = f32x4.splat(0), f01 = f00, f10 = f00, f11 = f00;
   let f20 = f00, f21 = f00, f30 = f00, f31 = f00;
   let left = groupBlocks;
   for (let b = 0; b < blocks; b++) {
-    let c00 = i32x4.splat(0), c01 = c00, c10 = c00, c11 = c00;
-    let c20 = c00, c21 = c00, c30 = c00, c31 = c00;
+    let t = v128.load32_splat(x0 + block, 4);
+    let c00 = start16(zeros, t);
+    let c01 = start16(zeros + 4, t);
+    t = v128.load32_splat(x1 + block, 4);
+    let c10 = start16(zeros, t);
+    let c11 = start16(zeros + 4, t);
+    t = v128.load32_splat(x2 + block, 4);
+    let c20 = start16(zeros, t);
+    let c21 = start16(zeros + 4, t);
+    t = v128.load32_splat(x3 + block, 4);
+    let c30 = start16(zeros, t);
+    let c31 = start16(zeros + 4, t);
     const high = w + 128;
     for (let i = 0; i < steps; i++) {
       // 8 inputs; W2 and W3 keep 16 in the same bytes, so every other step only shifts further
       let p = v128.load(w, 0);
       let q = v128.load(w, 16);
-      let g = book;
-      let h = book;
-      if (format != W4 && format != C4) {
-        p = i16x8.shr_u(p, (i & 1) << 2);
-        q = i16x8.shr_u(q, (i & 1) << 2);
-      }
+      let g = four;
+      let h = four;
+      p = i16x8.shr_u(p, (i & 1) << 2);
+      q = i16x8.shr_u(q, (i & 1) << 2);
       if (format == W3) {
         g = i16x8.shr_u(v128.load(high, 0), i << 1);
         h = i16x8.shr_u(v128.load(high, 16), i << 1);
       }
       let v = codes(format, 0, p, g, mask, four);
       let u = codes(format, 0, q, h, mask, four);
-      let t = v128.load32_splat(x, 0);
-      c00 = mac(format, c00, t, v, ones);
-      c01 = mac(format, c01, t, u, ones);
-      t = v128.load32_splat(x + recordBytes, 0);
-      c10 = mac(format, c10, t, v, ones);
-      c11 = mac(format, c11, t, u, ones);
-      t = v128.load32_splat(x + record2, 0);
-      c20 = mac(format, c20, t, v, ones);
-      c21 = mac(format, c21, t, u, ones);
-      t = v128.load32_splat(x + record3, 0);
-      c30 = mac(format, c30, t, v, ones);
-      c31 = mac(format, c31, t, u, ones);
+      t = v128.load32_splat(x0, 0);
+      c00 = mac(c00, t, v);
+      c01 = mac(c01, t, u);
+      t = v128.load32_splat(x1, 0);
+      c10 = mac(c10, t, v);
+      c11 = mac(c11, t, u);
+      t = v128.load32_splat(x2, 0);
+      c20 = mac(c20, t, v);
+      c21 = mac(c21, t, u);
+      t = v128.load32_splat(x3, 0);
+      c30 = mac(c30, t, v);
+      c31 = mac(c31, t, u);
       v = codes(format, 1, p, g, mask, four);
       u = codes(format, 1, q, h, mask, four);
-      t = v128.load32_splat(x, 4);
-      c00 = mac(format, c00, t, v, ones);
-      c01 = mac(format, c01, t, u, ones);
-      t = v128.load32_splat(x + recordBytes, 4);
-      c10 = mac(format, c10, t, v, ones);
-      c11 = mac(format, c11, t, u, ones);
-      t = v128.load32_splat(x + record2, 4);
-      c20 = mac(format, c20, t, v, ones);
-      c21 = mac(format, c21, t, u, ones);
-      t = v128.load32_splat(x + record3, 4);
-      c30 = mac(format, c30, t, v, ones);
-      c31 = mac(format, c31, t, u, ones);
-      w += format == W4 || format == C4 ? 64 : (i & 1) << 6;
-      x += 8;
+      t = v128.load32_splat(x0, 4);
+      c00 = mac(c00, t, v);
+      c01 = mac(c01, t, u);
+      t = v128.load32_splat(x1, 4);
+      c10 = mac(c10, t, v);
+      c11 = mac(c11, t, u);
+      t = v128.load32_splat(x2, 4);
+      c20 = mac(c20, t, v);
+      c21 = mac(c21, t, u);
+      t = v128.load32_splat(x3, 4);
+      c30 = mac(c30, t, v);
+      c31 = mac(c31, t, u);
+      w += (i & 1) << 6;
+      x0 += 8;
+      x1 += 8;
+      x2 += 8;
+      x3 += 8;
     }
     if (format == W3) w += 64;
-    c00 = widen(format, c00, ones);
-    c01 = widen(format, c01, ones);
-    c10 = widen(format, c10, ones);
-    c11 = widen(format, c11, ones);
-    c20 = widen(format, c20, ones);
-    c21 = widen(format, c21, ones);
-    c30 = widen(format, c30, ones);
-    c31 = widen(format, c31, ones);
-    const w0 = positiveHalves(scales, halfFactor);
-    const w1 = positiveHalves(scales + 8, halfFactor);
-    const zeroCodes = v128.load8x8_u(zeros);
-    const z0 = i32x4.extend_low_i16x8_u(zeroCodes);
-    const z1 = i32x4.extend_high_i16x8_u(zeroCodes);
-    let z = v128.load32_splat(xScale + toSum);
-    let s = v128.load32_splat(xScale);
-    f00 = scaled(f00, c00, z0, z, w0, s);
-    f01 = scaled(f01, c01, z1, z, w1, s);
-    z = v128.load32_splat(xScale + recordBytes + toSum);
-    s = v128.load32_splat(xScale + recordBytes);
-    f10 = scaled(f10, c10, z0, z, w0, s);
-    f11 = scaled(f11, c11, z1, z, w1, s);
-    z = v128.load32_splat(xScale + record2 + toSum);
-    s = v128.load32_splat(xScale + record2);
-    f20 = scaled(f20, c20, z0, z, w0, s);
-    f21 = scaled(f21, c21, z1, z, w1, s);
-    z = v128.load32_splat(xScale + record3 + toSum);
-    s = v128.load32_splat(xScale + record3);
-    f30 = scaled(f30, c30, z0, z, w0, s);
-    f31 = scaled(f31, c31, z1, z, w1, s);
-    xScale += 4;
+    const w0 = smallScales(scales, 0);
+    const w1 = smallScales(scales, 8);
+    t = f32x4.mul(v128.load32_splat(x0), halfFactor);
+    f00 = scaled(f00, i32x4.dot_i16x8_s(c00, ones), w0, t);
+    f01 = scaled(f01, i32x4.dot_i16x8_s(c01, ones), w1, t);
+    t = f32x4.mul(v128.load32_splat(x1), halfFactor);
+    f10 = scaled(f10, i32x4.dot_i16x8_s(c10, ones), w0, t);
+    f11 = scaled(f11, i32x4.dot_i16x8_s(c11, ones), w1, t);
+    t = f32x4.mul(v128.load32_splat(x2), halfFactor);
+    f20 = scaled(f20, i32x4.dot_i16x8_s(c20, ones), w0, t);
+    f21 = scaled(f21, i32x4.dot_i16x8_s(c21, ones), w1, t);
+    t = f32x4.mul(v128.load32_splat(x3), halfFactor);
+    f30 = scaled(f30, i32x4.dot_i16x8_s(c30, ones), w0, t);
+    f31 = scaled(f31, i32x4.dot_i16x8_s(c31, ones), w1, t);
+    x0 += 8;
+    x1 += 8;
+    x2 += 8;
+    x3 += 8;
     if (--left == 0) {
       left = groupBlocks;
       scales += 32;
@@ -293,11 +243,4 @@ export function half4Narrow(
   v128.store(out, f21, 144);
   v128.store(out, f30, 192);
   v128.store(out, f31, 208);
-}
-
-/** f + (c - zero * sum) * (w * s), in this order of operations everywhere. */
-@inline
-export function scaled(f: v128, c: v128, zero: v128, sum: v128, w: v128, s: v128): v128 {
-  const integer = i32x4.sub(c, i32x4.dot_i16x8_s(zero, sum));
-  return f32x4.add(f, f32x4.mul(f32x4.convert_i32x4_s(integer), f32x4.mul(w, s)));
 }

@@ -5,7 +5,7 @@
  * A 16-bit lane of packed weights holds two inputs of one row: its low byte input 0 or 2 of four, its high
  * byte input 1 or 3. Masking and shifting 16-bit lanes turns them into i16 without widening
  * instructions, and `dot_i16x8_s` with activation pairs (0, 2) and (1, 3) sums them into four rows.
- * The i32 sums are exact, so results equal those of tile-narrow.ts bit for bit.
+ * The i32 sums are exact, so results equal those of the narrow tiles bit for bit.
  */
 import { C4, W2, W3, W4, W8 } from './abi.ts';
 import {
@@ -17,9 +17,8 @@ import {
   TWO_BITS16,
   constant,
   lookup,
-  positiveHalves,
 } from './core.ts';
-import { scaled, zeroTimes } from './tile-narrow.ts';
+import { scaled, smallScales, start32, startMiddle } from './tile-common.ts';
 
 @inline
 function mac(sum: v128, x: v128, w: v128): v128 {
@@ -76,12 +75,6 @@ function stride16(format: i32): i32 {
   return format == W8 ? 256 : format == W4 || format == C4 ? 128 : 64;
 }
 
-/** 2^(bits-1) as a shift; C4 is centred at 64. */
-@inline
-function zeroShift(format: i32): i32 {
-  return format == C4 ? 6 : format == W8 ? 7 : format == W4 ? 3 : format == W3 ? 2 : 1;
-}
-
 @inline
 export function tile1Wide(
   format: i32,
@@ -91,6 +84,7 @@ export function tile1Wide(
   codebook: usize,
   record: usize,
   out: usize,
+  count: i32,
   blocks: i32,
   block: i32,
   groupBlocks: i32,
@@ -100,98 +94,103 @@ export function tile1Wide(
   const mask = constant(eight ? BYTES16 : format == W4 ? NIBBLES16 : TWO_BITS16);
   const four = constant(format == C4 ? NIBBLES : FOURS16);
   const halfFactor = constant(HALF_FACTOR);
-  const book = format == C4 ? v128.load(codebook) : i32x4.splat(0);
-  let x = record + blocks * block;
-  let xScale = record + 3 * (blocks * block);
-  const toSum: usize = blocks << 2;
-  let f0 = f32x4.splat(0), f1 = f0, f2 = f0, f3 = f0;
-  let left = groupBlocks;
-  for (let b = 0; b < blocks; b++) {
-    let c0 = i32x4.splat(0), c1 = c0, c2 = c0, c3 = c0;
-    const high = w + 128;
-    for (let i = 0; i < halvesOfBlock; i++) {
-      const h0 = loadHigh(format, high, i);
-      const h1 = loadHigh(format, high + 16, i);
-      const h2 = loadHigh(format, high + 32, i);
-      const h3 = loadHigh(format, high + 48, i);
-      let x0: v128, x1: v128, at: usize, p: v128;
-      x0 = v128.load32_splat(x, 0);
-      x1 = v128.load32_splat(x, 4);
-      at = w + place(format, 0);
-      p = load(format, 0, at + 0, book, four);
-      c0 = mac(mac(c0, x0, even(format, 0, p, h0, mask, four)), x1, odd(format, 0, p, h0, mask, four));
-      p = load(format, 0, at + 16, book, four);
-      c1 = mac(mac(c1, x0, even(format, 0, p, h1, mask, four)), x1, odd(format, 0, p, h1, mask, four));
-      p = load(format, 0, at + 32, book, four);
-      c2 = mac(mac(c2, x0, even(format, 0, p, h2, mask, four)), x1, odd(format, 0, p, h2, mask, four));
-      p = load(format, 0, at + 48, book, four);
-      c3 = mac(mac(c3, x0, even(format, 0, p, h3, mask, four)), x1, odd(format, 0, p, h3, mask, four));
-      x0 = v128.load32_splat(x, 8);
-      x1 = v128.load32_splat(x, 12);
-      at = w + place(format, 1);
-      p = load(format, 1, at + 0, book, four);
-      c0 = mac(mac(c0, x0, even(format, 1, p, h0, mask, four)), x1, odd(format, 1, p, h0, mask, four));
-      p = load(format, 1, at + 16, book, four);
-      c1 = mac(mac(c1, x0, even(format, 1, p, h1, mask, four)), x1, odd(format, 1, p, h1, mask, four));
-      p = load(format, 1, at + 32, book, four);
-      c2 = mac(mac(c2, x0, even(format, 1, p, h2, mask, four)), x1, odd(format, 1, p, h2, mask, four));
-      p = load(format, 1, at + 48, book, four);
-      c3 = mac(mac(c3, x0, even(format, 1, p, h3, mask, four)), x1, odd(format, 1, p, h3, mask, four));
-      x0 = v128.load32_splat(x, 16);
-      x1 = v128.load32_splat(x, 20);
-      at = w + place(format, 2);
-      p = load(format, 2, at + 0, book, four);
-      c0 = mac(mac(c0, x0, even(format, 2, p, h0, mask, four)), x1, odd(format, 2, p, h0, mask, four));
-      p = load(format, 2, at + 16, book, four);
-      c1 = mac(mac(c1, x0, even(format, 2, p, h1, mask, four)), x1, odd(format, 2, p, h1, mask, four));
-      p = load(format, 2, at + 32, book, four);
-      c2 = mac(mac(c2, x0, even(format, 2, p, h2, mask, four)), x1, odd(format, 2, p, h2, mask, four));
-      p = load(format, 2, at + 48, book, four);
-      c3 = mac(mac(c3, x0, even(format, 2, p, h3, mask, four)), x1, odd(format, 2, p, h3, mask, four));
-      x0 = v128.load32_splat(x, 24);
-      x1 = v128.load32_splat(x, 28);
-      at = w + place(format, 3);
-      p = load(format, 3, at + 0, book, four);
-      c0 = mac(mac(c0, x0, even(format, 3, p, h0, mask, four)), x1, odd(format, 3, p, h0, mask, four));
-      p = load(format, 3, at + 16, book, four);
-      c1 = mac(mac(c1, x0, even(format, 3, p, h1, mask, four)), x1, odd(format, 3, p, h1, mask, four));
-      p = load(format, 3, at + 32, book, four);
-      c2 = mac(mac(c2, x0, even(format, 3, p, h2, mask, four)), x1, odd(format, 3, p, h2, mask, four));
-      p = load(format, 3, at + 48, book, four);
-      c3 = mac(mac(c3, x0, even(format, 3, p, h3, mask, four)), x1, odd(format, 3, p, h3, mask, four));
-      w += stride16(format);
-      x += 32;
+  for (let tile = 0; tile < count; tile++) {
+    const book = format == C4 ? v128.load(codebook) : four;
+    let x = record + blocks * (block + 8);
+    let f0 = f32x4.splat(0), f1 = f0, f2 = f0, f3 = f0;
+    let left = groupBlocks;
+    for (let b = 0; b < blocks; b++) {
+      const pair = v128.load32_splat(x + 2 * block, 4);
+      let c0: v128, c1: v128, c2: v128, c3: v128;
+      if (zeros == 0) {
+        c0 = startMiddle(format, true, pair);
+        c1 = c0;
+        c2 = c0;
+        c3 = c0;
+      } else {
+        c0 = start32(zeros, pair);
+        c1 = start32(zeros + 4, pair);
+        c2 = start32(zeros + 8, pair);
+        c3 = start32(zeros + 12, pair);
+      }
+      const high = w + 128;
+      for (let i = 0; i < halvesOfBlock; i++) {
+        const h0 = loadHigh(format, high, i);
+        const h1 = loadHigh(format, high + 16, i);
+        const h2 = loadHigh(format, high + 32, i);
+        const h3 = loadHigh(format, high + 48, i);
+        let x0: v128, x1: v128, at: usize, p: v128;
+        x0 = v128.load32_splat(x, 0);
+        x1 = v128.load32_splat(x, 4);
+        at = w + place(format, 0);
+        p = load(format, 0, at + 0, book, four);
+        c0 = mac(mac(c0, x0, even(format, 0, p, h0, mask, four)), x1, odd(format, 0, p, h0, mask, four));
+        p = load(format, 0, at + 16, book, four);
+        c1 = mac(mac(c1, x0, even(format, 0, p, h1, mask, four)), x1, odd(format, 0, p, h1, mask, four));
+        p = load(format, 0, at + 32, book, four);
+        c2 = mac(mac(c2, x0, even(format, 0, p, h2, mask, four)), x1, odd(format, 0, p, h2, mask, four));
+        p = load(format, 0, at + 48, book, four);
+        c3 = mac(mac(c3, x0, even(format, 0, p, h3, mask, four)), x1, odd(format, 0, p, h3, mask, four));
+        x0 = v128.load32_splat(x, 8);
+        x1 = v128.load32_splat(x, 12);
+        at = w + place(format, 1);
+        p = load(format, 1, at + 0, book, four);
+        c0 = mac(mac(c0, x0, even(format, 1, p, h0, mask, four)), x1, odd(format, 1, p, h0, mask, four));
+        p = load(format, 1, at + 16, book, four);
+        c1 = mac(mac(c1, x0, even(format, 1, p, h1, mask, four)), x1, odd(format, 1, p, h1, mask, four));
+        p = load(format, 1, at + 32, book, four);
+        c2 = mac(mac(c2, x0, even(format, 1, p, h2, mask, four)), x1, odd(format, 1, p, h2, mask, four));
+        p = load(format, 1, at + 48, book, four);
+        c3 = mac(mac(c3, x0, even(format, 1, p, h3, mask, four)), x1, odd(format, 1, p, h3, mask, four));
+        x0 = v128.load32_splat(x, 16);
+        x1 = v128.load32_splat(x, 20);
+        at = w + place(format, 2);
+        p = load(format, 2, at + 0, book, four);
+        c0 = mac(mac(c0, x0, even(format, 2, p, h0, mask, four)), x1, odd(format, 2, p, h0, mask, four));
+        p = load(format, 2, at + 16, book, four);
+        c1 = mac(mac(c1, x0, even(format, 2, p, h1, mask, four)), x1, odd(format, 2, p, h1, mask, four));
+        p = load(format, 2, at + 32, book, four);
+        c2 = mac(mac(c2, x0, even(format, 2, p, h2, mask, four)), x1, odd(format, 2, p, h2, mask, four));
+        p = load(format, 2, at + 48, book, four);
+        c3 = mac(mac(c3, x0, even(format, 2, p, h3, mask, four)), x1, odd(format, 2, p, h3, mask, four));
+        x0 = v128.load32_splat(x, 24);
+        x1 = v128.load32_splat(x, 28);
+        at = w + place(format, 3);
+        p = load(format, 3, at + 0, book, four);
+        c0 = mac(mac(c0, x0, even(format, 3, p, h0, mask, four)), x1, odd(format, 3, p, h0, mask, four));
+        p = load(format, 3, at + 16, book, four);
+        c1 = mac(mac(c1, x0, even(format, 3, p, h1, mask, four)), x1, odd(format, 3, p, h1, mask, four));
+        p = load(format, 3, at + 32, book, four);
+        c2 = mac(mac(c2, x0, even(format, 3, p, h2, mask, four)), x1, odd(format, 3, p, h2, mask, four));
+        p = load(format, 3, at + 48, book, four);
+        c3 = mac(mac(c3, x0, even(format, 3, p, h3, mask, four)), x1, odd(format, 3, p, h3, mask, four));
+        w += stride16(format);
+        x += 32;
+      }
+      if (format == W3) w += 64;
+      const s = f32x4.mul(v128.load32_splat(x), halfFactor);
+      f0 = scaled(f0, c0, smallScales(scales, 0), s);
+      f1 = scaled(f1, c1, smallScales(scales, 8), s);
+      f2 = scaled(f2, c2, smallScales(scales, 16), s);
+      f3 = scaled(f3, c3, smallScales(scales, 24), s);
+      x += 8;
+      if (--left == 0) {
+        left = groupBlocks;
+        scales += 32;
+        if (zeros) zeros += 16;
+      }
     }
-    if (format == W3) w += 64;
-    const sum = v128.load32_splat(xScale + toSum);
-    if (zeros == 0) {
-      const z = i32x4.shl(sum, zeroShift(format));
-      c0 = i32x4.sub(c0, z);
-      c1 = i32x4.sub(c1, z);
-      c2 = i32x4.sub(c2, z);
-      c3 = i32x4.sub(c3, z);
-    } else {
-      c0 = i32x4.sub(c0, zeroTimes(zeros, sum));
-      c1 = i32x4.sub(c1, zeroTimes(zeros + 4, sum));
-      c2 = i32x4.sub(c2, zeroTimes(zeros + 8, sum));
-      c3 = i32x4.sub(c3, zeroTimes(zeros + 12, sum));
-    }
-    const s = v128.load32_splat(xScale);
-    f0 = f32x4.add(f0, f32x4.mul(f32x4.convert_i32x4_s(c0), f32x4.mul(positiveHalves(scales, halfFactor), s)));
-    f1 = f32x4.add(f1, f32x4.mul(f32x4.convert_i32x4_s(c1), f32x4.mul(positiveHalves(scales + 8, halfFactor), s)));
-    f2 = f32x4.add(f2, f32x4.mul(f32x4.convert_i32x4_s(c2), f32x4.mul(positiveHalves(scales + 16, halfFactor), s)));
-    f3 = f32x4.add(f3, f32x4.mul(f32x4.convert_i32x4_s(c3), f32x4.mul(positiveHalves(scales + 24, halfFactor), s)));
-    xScale += 4;
-    if (--left == 0) {
-      left = groupBlocks;
+    if (left != groupBlocks) {
       scales += 32;
       if (zeros) zeros += 16;
     }
+    if (format == C4) codebook += 16;
+    v128.store(out, f0, 0);
+    v128.store(out, f1, 16);
+    v128.store(out, f2, 32);
+    v128.store(out, f3, 48);
+    out += 64;
   }
-  v128.store(out, f0, 0);
-  v128.store(out, f1, 16);
-  v128.store(out, f2, 32);
-  v128.store(out, f3, 48);
 }
 
 /** One register tile: 4 tokens x 8 rows, as half4Narrow. */
@@ -216,17 +215,26 @@ export function half4Wide(
   const four = constant(format == C4 ? NIBBLES : FOURS16);
   const halfFactor = constant(HALF_FACTOR);
   const book = format == C4 ? v128.load(codebook) : i32x4.splat(0);
-  let x = record + blocks * block;
-  let xScale = record + 3 * (blocks * block);
-  const toSum: usize = blocks << 2;
-  const record2 = recordBytes * 2;
-  const record3 = recordBytes * 3;
+  let x0 = record + blocks * (block + 8);
+  let x1 = x0 + recordBytes;
+  let x2 = x1 + recordBytes;
+  let x3 = x2 + recordBytes;
   let f00 = f32x4.splat(0), f01 = f00, f10 = f00, f11 = f00;
   let f20 = f00, f21 = f00, f30 = f00, f31 = f00;
   let left = groupBlocks;
   for (let b = 0; b < blocks; b++) {
-    let c00 = i32x4.splat(0), c01 = c00, c10 = c00, c11 = c00;
-    let c20 = c00, c21 = c00, c30 = c00, c31 = c00;
+    let t = v128.load32_splat(x0 + 2 * block, 4);
+    let c00 = start32(zeros, t);
+    let c01 = start32(zeros + 4, t);
+    t = v128.load32_splat(x1 + 2 * block, 4);
+    let c10 = start32(zeros, t);
+    let c11 = start32(zeros + 4, t);
+    t = v128.load32_splat(x2 + 2 * block, 4);
+    let c20 = start32(zeros, t);
+    let c21 = start32(zeros + 4, t);
+    t = v128.load32_splat(x3 + 2 * block, 4);
+    let c30 = start32(zeros, t);
+    let c31 = start32(zeros + 4, t);
     const high = w + 128;
     for (let i = 0; i < steps; i++) {
       // 4 inputs; the formats that keep 8 or 16 in the same bytes shift further each step
@@ -249,60 +257,59 @@ export function half4Wide(
       }
       let v = even(format, 0, p, g, mask, four);
       let u = even(format, 0, q, h, mask, four);
-      let t = v128.load32_splat(x, 0);
+      t = v128.load32_splat(x0, 0);
       c00 = mac(c00, t, v);
       c01 = mac(c01, t, u);
-      t = v128.load32_splat(x + recordBytes, 0);
+      t = v128.load32_splat(x1, 0);
       c10 = mac(c10, t, v);
       c11 = mac(c11, t, u);
-      t = v128.load32_splat(x + record2, 0);
+      t = v128.load32_splat(x2, 0);
       c20 = mac(c20, t, v);
       c21 = mac(c21, t, u);
-      t = v128.load32_splat(x + record3, 0);
+      t = v128.load32_splat(x3, 0);
       c30 = mac(c30, t, v);
       c31 = mac(c31, t, u);
       v = odd(format, 0, p, g, mask, four);
       u = odd(format, 0, q, h, mask, four);
-      t = v128.load32_splat(x, 4);
+      t = v128.load32_splat(x0, 4);
       c00 = mac(c00, t, v);
       c01 = mac(c01, t, u);
-      t = v128.load32_splat(x + recordBytes, 4);
+      t = v128.load32_splat(x1, 4);
       c10 = mac(c10, t, v);
       c11 = mac(c11, t, u);
-      t = v128.load32_splat(x + record2, 4);
+      t = v128.load32_splat(x2, 4);
       c20 = mac(c20, t, v);
       c21 = mac(c21, t, u);
-      t = v128.load32_splat(x + record3, 4);
+      t = v128.load32_splat(x3, 4);
       c30 = mac(c30, t, v);
       c31 = mac(c31, t, u);
       if (format == W8) w += 64;
       else if (format == W4 || format == C4) w += (i & 1) << 6;
       else w += (i & 3) == 3 ? 64 : 0;
-      x += 8;
+      x0 += 8;
+      x1 += 8;
+      x2 += 8;
+      x3 += 8;
     }
     if (format == W3) w += 64;
-    const w0 = positiveHalves(scales, halfFactor);
-    const w1 = positiveHalves(scales + 8, halfFactor);
-    const zeroCodes = v128.load8x8_u(zeros);
-    const z0 = i32x4.extend_low_i16x8_u(zeroCodes);
-    const z1 = i32x4.extend_high_i16x8_u(zeroCodes);
-    let z = v128.load32_splat(xScale + toSum);
-    let s = v128.load32_splat(xScale);
-    f00 = scaled(f00, c00, z0, z, w0, s);
-    f01 = scaled(f01, c01, z1, z, w1, s);
-    z = v128.load32_splat(xScale + recordBytes + toSum);
-    s = v128.load32_splat(xScale + recordBytes);
-    f10 = scaled(f10, c10, z0, z, w0, s);
-    f11 = scaled(f11, c11, z1, z, w1, s);
-    z = v128.load32_splat(xScale + record2 + toSum);
-    s = v128.load32_splat(xScale + record2);
-    f20 = scaled(f20, c20, z0, z, w0, s);
-    f21 = scaled(f21, c21, z1, z, w1, s);
-    z = v128.load32_splat(xScale + record3 + toSum);
-    s = v128.load32_splat(xScale + record3);
-    f30 = scaled(f30, c30, z0, z, w0, s);
-    f31 = scaled(f31, c31, z1, z, w1, s);
-    xScale += 4;
+    const w0 = smallScales(scales, 0);
+    const w1 = smallScales(scales, 8);
+    t = f32x4.mul(v128.load32_splat(x0), halfFactor);
+    f00 = scaled(f00, c00, w0, t);
+    f01 = scaled(f01, c01, w1, t);
+    t = f32x4.mul(v128.load32_splat(x1), halfFactor);
+    f10 = scaled(f10, c10, w0, t);
+    f11 = scaled(f11, c11, w1, t);
+    t = f32x4.mul(v128.load32_splat(x2), halfFactor);
+    f20 = scaled(f20, c20, w0, t);
+    f21 = scaled(f21, c21, w1, t);
+    t = f32x4.mul(v128.load32_splat(x3), halfFactor);
+    f30 = scaled(f30, c30, w0, t);
+    f31 = scaled(f31, c31, w1, t);
+    x0 += 8;
+    x1 += 8;
+    x2 += 8;
+    x3 += 8;
     if (--left == 0) {
       left = groupBlocks;
       scales += 32;

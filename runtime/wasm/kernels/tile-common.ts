@@ -1,0 +1,102 @@
+/**
+ * What the inner tiles of LINEAR share: sums that start at minus the zero points, their end, and a fence
+ * for the optimizer.
+ *
+ * Sums of codes are sum((code - zero) * x). They start at -zero * sum(x), which QUANTIZE has stored for each
+ * block as a pair of i16: minus the sum over inputs k with k % 4 of 0 or 1, and of 2 or 3, which is how
+ * dot products of neighbours fall into i16 lanes.
+ */
+import { C4, W3, W4, W8 } from './abi.ts';
+import { ONES16, constant } from './core.ts';
+
+/** 2^(bits-1), the zero point of symmetric weights, as a shift; C4 is centred at 64. */
+@inline
+export function zeroShift(format: i32): i32 {
+  return format == W8 ? 7 : format == C4 ? 6 : format == W4 ? 3 : format == W3 ? 2 : 1;
+}
+
+/** Zero points of four rows, u8 at `zeros`, as i16 pairs. */
+@inline
+export function zeroPairs(zeros: usize): v128 {
+  const x = i16x8.extend_low_i8x16_u(v128.load32_zero(zeros));
+  return v128.shuffle<i16>(x, x, 0, 0, 1, 1, 2, 2, 3, 3);
+}
+
+/**
+ * Where i16 sums of four rows start. They may wrap on the way: sums of a block, 16 inputs a lane, end
+ * within 16 * 127 * 15.
+ */
+@inline
+export function start16(zeros: usize, pair: v128): v128 {
+  return i16x8.mul(zeroPairs(zeros), pair);
+}
+
+/** Where i32 sums of four rows start. */
+@inline
+export function start32(zeros: usize, pair: v128): v128 {
+  return i32x4.dot_i16x8_s(zeroPairs(zeros), pair);
+}
+
+/** Where sums of symmetric weights start, all rows alike. */
+@inline
+export function startMiddle(format: i32, wide: bool, pair: v128): v128 {
+  if (wide) return i32x4.shl(i32x4.dot_i16x8_s(pair, constant(ONES16)), zeroShift(format));
+  return i16x8.shl(pair, zeroShift(format));
+}
+
+/** Four f16 scales as f32 times 2^-112: what is multiplied by one of `record scales * 2^112`. Exact. */
+@inline
+export function smallScales(at: usize, offset: usize): v128 {
+  return i32x4.shl(v128.load16x4_u(at + offset), 13);
+}
+
+/** f + c * (w * s), in this order of operations everywhere. */
+@inline
+export function scaled(f: v128, c: v128, w: v128, s: v128): v128 {
+  return f32x4.add(f, f32x4.mul(f32x4.convert_i32x4_s(c), f32x4.mul(w, s)));
+}
+
+/**
+ * A place where these sums must have been computed. Left alone, Binaryen moves each sum to where it is read,
+ * which keeps all loaded operands alive until then: more than there are registers. `at` is never `n`.
+ */
+@inline
+export function fence(
+  at: usize,
+  n: usize,
+  a: v128,
+  b: v128,
+  c: v128,
+  d: v128,
+  e: v128,
+  f: v128,
+  g: v128,
+  h: v128,
+): void {
+  if (at == n) {
+    never(a, b, c, d, e, f, g, h);
+    unreachable();
+  }
+}
+
+/** The same for four sums. */
+@inline
+export function fence4(at: usize, n: usize, a: v128, b: v128, c: v128, d: v128): void {
+  if (at == n) {
+    never(a, b, c, d, a, b, c, d);
+    unreachable();
+  }
+}
+
+/** Reads its arguments in a way that no optimizer sees through; runs never. */
+function never(a: v128, b: v128, c: v128, d: v128, e: v128, f: v128, g: v128, h: v128): void {
+  v128.store(0, a);
+  v128.store(16, b);
+  v128.store(32, c);
+  v128.store(48, d);
+  v128.store(64, e);
+  v128.store(80, f);
+  v128.store(96, g);
+  v128.store(112, h);
+  never(b, c, d, e, f, g, h, a);
+}
