@@ -90,6 +90,7 @@ class DecoderBuilder {
     });
     e.model.producerName = 'fettle-models';
     e.model.producerVersion = this.spelling.name;
+    this.spelling.finish?.(e.model);
     return e.model;
   }
 

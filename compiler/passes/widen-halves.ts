@@ -5,7 +5,8 @@
  *
  *     Cast(x, f32) … Cast(y, f16), MatMul(y, w f16)     ->   MatMul(y, Cast(w f16))
  *
- * Numbers are only ever more exact than before. What takes halves by its definition (quantized weights
+ * Numbers are only ever more exact than before, and constants of formulas (the root of 2 in a GELU) are
+ * what they were before an exporter rounded them. What takes halves by its definition (quantized weights
  * with scales in f16) keeps them behind a Cast.
  */
 import type { DType } from '../../runtime/tensor.ts';
@@ -15,6 +16,7 @@ import { int, tensorAttribute } from '../ir/attribute.ts';
 import type { Model, Node, Value } from '../ir/graph.ts';
 import { Weight } from '../ir/weight.ts';
 import { castTensor } from '../ops/cast.ts';
+import { readNumbers, writeNumbers } from '../ops/numbers.ts';
 import { internalDomain } from '../ops/quantized.ts';
 import type { Pass, PassContext } from './pass.ts';
 
@@ -191,6 +193,25 @@ class Widening {
 /** ONNX's numbers of the half dtypes. */
 const halfCodes: ReadonlySet<number> = new Set([dtypes.f16.onnx, dtypes.bf16.onnx]);
 
+/** Numbers that formulas are made of; a half that is one of them rounded stands for the number itself. */
+const familiar: readonly number[] = [
+  Math.SQRT2,
+  Math.SQRT1_2,
+  Math.sqrt(2 / Math.PI),
+  0.044715,
+  1.702,
+  1 / 3,
+  1 / 6,
+];
+
 function wideWeight(weight: Weight): Weight {
-  return Weight.of(castTensor(weight.tensor(), 'f32'));
+  const wide = castTensor(weight.tensor(), 'f32');
+  if (elementCount(weight.shape) !== 1) return Weight.of(wide);
+  const [value = 0] = readNumbers(wide);
+  const meant = familiar.find((number) => {
+    const rounded = castTensor(writeNumbers('f32', [], Float64Array.of(number)), weight.dtype);
+    return readNumbers(rounded)[0] === Math.abs(value);
+  });
+  if (meant === undefined) return Weight.of(wide);
+  return Weight.of(writeNumbers('f32', weight.shape, Float64Array.of(Math.sign(value) * meant)));
 }

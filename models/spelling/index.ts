@@ -3,6 +3,7 @@ import { bmmSpelling } from './bmm.ts';
 import { dynamoSpelling } from './dynamo.ts';
 import { einsumSpelling } from './einsum.ts';
 import { fixedSpelling } from './fixed.ts';
+import { halfSpelling } from './half.ts';
 import { optimumSpelling } from './optimum.ts';
 import { ortSpelling } from './ort.ts';
 import type { Spelling } from './spelling.ts';
@@ -17,4 +18,9 @@ export const spellings: readonly [Spelling, ...Spelling[]] = [
 ];
 
 /** Spellings of one thing in another way: products of heads, caches. */
-export const formSpellings: readonly Spelling[] = [bmmSpelling, einsumSpelling, fixedSpelling];
+export const formSpellings: readonly Spelling[] = [
+  bmmSpelling,
+  einsumSpelling,
+  fixedSpelling,
+  halfSpelling,
+];

@@ -3,7 +3,7 @@
  * (`../decoder.ts`) knows the model, a spelling knows how a norm, an attention layer with its cache
  * and mask, and an activation look.
  */
-import type { Value } from '../../compiler/ir/graph.ts';
+import type { Model, Value } from '../../compiler/ir/graph.ts';
 import type { DecoderConfig } from '../decoder-config.ts';
 import type { Emitter } from '../emitter.ts';
 
@@ -93,4 +93,6 @@ export interface Spelling {
   readonly foldsGainOffset: boolean;
   /** Writes what all layers share (mask, positions, rotary tables) and returns the parts. */
   start(emitter: Emitter, config: DecoderConfig, inputs: DecoderInputs): Parts;
+  /** Changes the whole model when it has been written. */
+  readonly finish?: (model: Model) => void;
 }
