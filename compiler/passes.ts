@@ -5,10 +5,12 @@
 import { FettleError, nearest } from '../runtime/errors.ts';
 import type { PipelineStep } from '../targets/target.ts';
 import { cleanUp, cleanUpRounds } from './passes/clean-up.ts';
+import { correctBias, correctBiasDefaults } from './passes/correct-bias.ts';
 import { deduplicateWeights, deduplicateWeightsDefaults } from './passes/deduplicate-weights.ts';
 import { eliminateCommonSubexpressions } from './passes/eliminate-common-subexpressions.ts';
 import { eliminateDead } from './passes/eliminate-dead.ts';
 import { eliminateIdentity } from './passes/eliminate-identity.ts';
+import { equalizeLayers, equalizeLayersDefaults } from './passes/equalize-layers.ts';
 import { expandEinsum } from './passes/expand-einsum.ts';
 import { fixInputs, fixInputsDefaults } from './passes/fix-inputs.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
@@ -36,6 +38,9 @@ import { passEntry } from './passes/pass-options.ts';
 import type { Pass, PassGroup } from './passes/pass.ts';
 import { quantizeWeights, quantizeWeightsDefaults } from './passes/quantize-weights.ts';
 import { reassociateReshapes } from './passes/reassociate-reshapes.ts';
+import { rotateSpine, rotateSpineDefaults } from './passes/rotate-spine.ts';
+import { rotateValues, rotateValuesDefaults } from './passes/rotate-values.ts';
+import { scaleChannels, scaleChannelsDefaults } from './passes/scale-channels.ts';
 import { simplifyResize } from './passes/simplify-resize.ts';
 import { simplifyShapes } from './passes/simplify-shapes.ts';
 import { sinkTransposes } from './passes/sink-transposes.ts';
@@ -46,6 +51,11 @@ import { widenHalves } from './passes/widen-halves.ts';
 /** Every pass, alphabetically. */
 export const passes: readonly PassEntry[] = [
   passEntry(
+    'Adds what rounding takes from the mean of outputs to biases.',
+    correctBiasDefaults,
+    correctBias,
+  ),
+  passEntry(
     'Stores equal weights once, also when one is the transpose of the other.',
     deduplicateWeightsDefaults,
     deduplicateWeights,
@@ -53,6 +63,11 @@ export const passes: readonly PassEntry[] = [
   passEntry('Computes once what is computed twice.', {}, eliminateCommonSubexpressions),
   passEntry('Removes nodes, constants and outputs that nothing depends on.', {}, eliminateDead),
   passEntry('Removes ops that hand on their input unchanged.', {}, eliminateIdentity),
+  passEntry(
+    'Gives channels between two layers equal widths in the weights of both.',
+    equalizeLayersDefaults,
+    equalizeLayers,
+  ),
   passEntry('Writes an Einsum of two operands as a matrix product.', {}, expandEinsum),
   passEntry(
     'Makes constants of inputs whose value is known when compiling.',
@@ -103,6 +118,21 @@ export const passes: readonly PassEntry[] = [
     'Takes away reshapes around linear ops that only count rows differently.',
     {},
     reassociateReshapes,
+  ),
+  passEntry(
+    'Turns the residual stream, so that no channel of it stands out.',
+    rotateSpineDefaults,
+    rotateSpine,
+  ),
+  passEntry(
+    'Turns the values of attention heads, so that no channel stands out.',
+    rotateValuesDefaults,
+    rotateValues,
+  ),
+  passEntry(
+    'Divides channels where they are made, and multiplies the weights that read them.',
+    scaleChannelsDefaults,
+    scaleChannels,
   ),
   passEntry('Says a resize by whole factors as constant factors.', {}, simplifyResize),
   passEntry('Replaces shape arithmetic by constants or shorter ops.', {}, simplifyShapes),

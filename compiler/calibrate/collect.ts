@@ -15,7 +15,7 @@ import { Activations } from './activations.ts';
 import type { CacheEntry } from './cache.ts';
 import { cacheKey } from './cache.ts';
 import { StageSums } from './stage-sums.ts';
-import type { Values } from './stage-runner.ts';
+import type { StageRunner, Values } from './stage-runner.ts';
 import { openStage } from './stage-runner.ts';
 import type { Stage } from './stages.ts';
 import { splitStages } from './stages.ts';
@@ -96,11 +96,14 @@ export async function collectStatistics(
         ),
     );
     const taps = entry === undefined ? sums.flatMap((one) => one.taps) : [];
-    const wanted = [...new Set([...stage.outputs, ...taps])].filter(
+    // nobody asks for the outputs of the model
+    const isLast = stage.index === stages.length - 1 && taps.length > 0;
+    const wanted = [...new Set([...(isLast ? [] : stage.outputs), ...taps])].filter(
       (name) => !stage.inputs.includes(name),
     );
     const similarity = new Similarity(stage);
-    const runner = await openStage(stage.model(wanted), { engines, units: [] });
+    const runner =
+      wanted.length === 0 ? idle : await openStage(stage.model(wanted), { engines, units: [] });
     try {
       await held.advance(stage, runner, signal, (index, outputs) => {
         progress(
@@ -139,6 +142,15 @@ export async function collectStatistics(
   return { key, samples: samples.count, units: found, blocks };
 }
 
+/** Runs nothing: what is wanted crosses the cut. */
+const idle: StageRunner = {
+  engine: 'wasm',
+  inputs: [],
+  run: async () => new Map(),
+  setWeight: () => {},
+  dispose: async () => {},
+};
+
 /** Units that a stage reads before the stage that knows what they are multiplied with. */
 export function earlyUnits(stages: readonly Stage[]): ReadonlySet<string> {
   const early = new Set<string>();
@@ -171,24 +183,33 @@ function energyOf(unit: WeightUnit, { hessian }: UnitStatistics, algebra: Algebr
   return (energy * rows) / count;
 }
 
-/** The mean cosine of rows of a stage's only input and only output. */
+/**
+ * The mean cosine of rows of what a stage reads and what it gives in the same shape: of the residual
+ * stream, which is the only activation of that shape that crosses cuts between blocks.
+ */
 class Similarity {
-  private readonly names: readonly [string, string] | undefined;
+  private readonly stage: Stage;
   private sum = 0;
   private rows = 0;
 
-  constructor({ inputs, outputs }: Stage) {
-    const [input] = inputs;
-    const [output] = outputs;
-    const only = inputs.length === 1 && outputs.length === 1;
-    this.names = only && input !== undefined && output !== undefined ? [input, output] : undefined;
+  constructor(stage: Stage) {
+    this.stage = stage;
   }
 
   add(values: Values): void {
-    if (this.names === undefined) return;
-    const [before, after] = this.names.map((name) => values.get(name));
-    if (!sameFloats(before) || !sameFloats(after)) return;
-    if (before.shape.join() !== after.shape.join()) return;
+    const floats = (names: readonly string[]): (Tensor & { readonly data: Float32Array })[] =>
+      names.map((name) => values.get(name)).filter(sameFloats);
+    const inputs = floats(this.stage.inputs);
+    const pairs = floats(this.stage.outputs).flatMap((after) =>
+      inputs.flatMap((before) =>
+        before.shape.length > 1 && before.shape.join() === after.shape.join()
+          ? [{ before, after }]
+          : [],
+      ),
+    );
+    const last = pairs.at(-1);
+    if (last === undefined) return;
+    const { before, after } = last;
     const columns = before.shape.at(-1) ?? 1;
     for (let start = 0; start < before.data.length; start += columns) {
       let [xy, xx, yy] = [0, 0, 0];
