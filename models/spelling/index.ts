@@ -4,6 +4,7 @@ import { dynamoSpelling } from './dynamo.ts';
 import { einsumSpelling } from './einsum.ts';
 import { fixedSpelling } from './fixed.ts';
 import { halfSpelling } from './half.ts';
+import { onnxSpelling } from './onnx.ts';
 import { optimumSpelling } from './optimum.ts';
 import { ortSpelling } from './ort.ts';
 import type { Spelling } from './spelling.ts';
@@ -23,4 +24,5 @@ export const formSpellings: readonly Spelling[] = [
   einsumSpelling,
   fixedSpelling,
   halfSpelling,
+  onnxSpelling,
 ];

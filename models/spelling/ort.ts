@@ -167,7 +167,7 @@ class OrtParts implements Parts {
 }
 
 /** [contextLength, rotary / 2] of `wave(position * frequency)`, computed when read. */
-function rotaryTable(config: DecoderConfig, wave: (angle: number) => number): Weight {
+export function rotaryTable(config: DecoderConfig, wave: (angle: number) => number): Weight {
   const frequencies = rotaryFrequencies(config);
   const columns = rotarySize(config) / 2;
   return Weight.lazy('f32', [config.contextLength, columns], (start, length) => {

@@ -104,15 +104,22 @@ export class TorchParts implements Parts {
       turned(split(inputs.key, kvHeads), inputs.keyNorm),
       split(inputs.value, kvHeads),
     );
-    const scores = this.scores(path, query, this.repeat(path, present.key));
-    const weights = this.weights(
-      path,
-      this.hidden(path, this.capped(path, scores), inputs),
-      inputs,
-    );
-    const mixed = this.mixed(path, weights, this.repeat(path, present.value));
-    const rows = e.op(path, 'Transpose', [mixed], { perm: ints([0, 2, 1, 3]) });
+    const rows = this.attend(path, query, present, inputs);
     return { context: this.reshape(path, rows, [batch, sequence, heads * headSize]), present };
+  }
+
+  /** What queries read, [batch, sequence, heads, headSize]. */
+  protected attend(
+    path: string,
+    query: Value,
+    { key, value }: LayerCache,
+    inputs: AttentionInputs,
+  ): Value {
+    const scores = this.scores(path, query, this.repeat(path, key));
+    const hidden = this.hidden(path, this.capped(path, scores), inputs);
+    const weights = this.weights(path, hidden, inputs);
+    const mixed = this.mixed(path, weights, this.repeat(path, value));
+    return this.emitter.op(path, 'Transpose', [mixed], { perm: ints([0, 2, 1, 3]) });
   }
 
   /** Keys and values of all tokens. */
