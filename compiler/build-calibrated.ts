@@ -14,7 +14,7 @@ import { parseFormat } from './quant/formats.ts';
 import type { Recipe } from './recipe.ts';
 import { averageBits, isAuto } from './recipe.ts';
 import type { AllocatedFormats } from './search/allocate.ts';
-import { allocate, belowFloor, leastBytes, mostBytes, unitBudget } from './search/allocate.ts';
+import { belowFloor, leastBytes, mostBytes, unitBudget } from './search/allocate.ts';
 import { bytesOf } from './search/baselines.ts';
 import type { CalibrationOptions } from './search/calibrated.ts';
 import { CalibratedModel, MIN_MIXED_ELEMENTS } from './search/calibrated.ts';
@@ -43,15 +43,13 @@ export async function buildCalibrated(
   const { progress, signal } = options;
   const isMixed = recipe.weights === undefined || isAuto(recipe.weights);
   const calibrated = await CalibratedModel.open({
-    ...{
-      model: front.model,
-      decoder: front.decoder,
-      target,
-      recipe,
-      calibration,
-      progress,
-      signal,
-    },
+    model: front.model,
+    decoder: front.decoder,
+    target,
+    recipe,
+    calibration,
+    progress,
+    signal,
     ...(isMixed ? { minElements: MIN_MIXED_ELEMENTS } : {}),
   });
   const build = new CalibratedBuild(request, calibrated);
@@ -120,14 +118,16 @@ class CalibratedBuild {
       // what decides near the bound is measured once, where the bound is expected
       await search.choose(this.expectedBytes(search, bound, least, most));
       let current: BuiltBundle | undefined;
-      const build = async (bytes: number): Promise<Trial<AllocatedFormats>> => {
-        const chosen = search.solve(bytes) ?? search.solve(least);
-        if (chosen === undefined) throw belowFloor(search.table, bytes);
+      const build = async (
+        chosen: AllocatedFormats,
+        rounding: 'alone' | 'sequential',
+      ): Promise<Trial<AllocatedFormats>> => {
         if (current !== undefined) output.restart();
-        current = await this.write(search, chosen, {
+        const first: CompileOptions = {
           ...options,
           measure: (folder, what) => measure(folder, what, 'first'),
-        });
+        };
+        current = await this.write(search, chosen, first, rounding);
         const { quality } = current.bundle;
         const loss = quality === undefined ? Infinity : relativeLoss(quality);
         options.log?.info(
@@ -135,23 +135,28 @@ class CalibratedBuild {
         );
         return { value: chosen, bytes: chosen.bytes, loss };
       };
+      const choose = (bytes: number): AllocatedFormats => {
+        const chosen = search.solve(bytes) ?? search.solve(least);
+        if (chosen === undefined) throw belowFloor(search.table, bytes);
+        return chosen;
+      };
+      // Units rounded one after the other lose less than each by itself: the search takes the quick way
+      // and the bundle that is kept the other one, measured again.
       const found = await searchTolerance({
         bound,
         least,
         most,
         predict: (bytes) => search.solve(bytes)?.error ?? Infinity,
-        measure: build,
-        verify: async (trial) => {
-          if (current === undefined || current.bundle.table === undefined) return Infinity;
-          if (!isSame(current.bundle.table, trial.value)) await build(trial.bytes);
-          return relativeLoss(await measure(output.folder, target, 'second'));
+        measure: (bytes) => build(choose(bytes), 'alone'),
+        verify: async ({ value }) => {
+          const { loss } = await build(value, 'sequential');
+          return Math.max(loss, relativeLoss(await measure(output.folder, target, 'second')));
         },
       });
-      const { best, trials } = found;
-      if (best === undefined) throw neverWithin(bound, trials, target.id);
-      if (current?.bundle.table === undefined || !isSame(current.bundle.table, best.value))
-        await build(best.bytes);
-      if (current === undefined) throw neverWithin(bound, trials, target.id);
+      const { best, trials, verified } = found;
+      // the last build is the one that was verified
+      if (best === undefined || current === undefined)
+        throw neverWithin(bound, trials, verified, target.id);
       return current;
     } finally {
       await search.close();
@@ -214,9 +219,11 @@ class CalibratedBuild {
     search: FormatSearch,
     chosen: AllocatedFormats,
     options: CompileOptions = this.request.options,
+    rounding: 'alone' | 'sequential' = 'sequential',
   ): Promise<BuiltBundle> {
     const formats = new Map(chosen.rows.map(({ unit, option }) => [unit, parseFormat(option)]));
-    const assignments = await this.calibrated.round(formats);
+    const assignments =
+      rounding === 'alone' ? search.roundedAlone(chosen) : await this.calibrated.round(formats);
     const table = {
       ...search.table,
       chosen: Object.fromEntries(chosen.rows.map(({ unit, option }) => [unit, option])),
@@ -225,9 +232,13 @@ class CalibratedBuild {
       { ...this.request, options },
       {
         ...this.storage(),
-        ...{ format: undefined, assignments, table, label: 'mixed' },
+        format: undefined,
+        assignments,
+        table,
+        label: 'mixed',
         // a search measures itself
         checksLoss: options === this.request.options,
+        ...(rounding === 'alone' ? { canaries: false } : {}),
       },
     );
   }
@@ -273,16 +284,14 @@ function memoryBytes({ weights, arena, state, stack = 0 }: CompiledBundle['memor
   return weights + arena + state + stack;
 }
 
-function isSame({ chosen = {} }: SensitivityTable, { rows }: AllocatedFormats): boolean {
-  return rows.every(({ unit, option }) => chosen[unit] === option);
-}
-
 function neverWithin(
   bound: number,
   trials: readonly Trial<unknown>[],
+  verified: number | undefined,
   target: string,
 ): FettleError {
-  const least = trials.reduce((smallest, { loss }) => Math.min(smallest, loss), Infinity);
+  const measured = trials.map(({ loss }) => loss);
+  const least = verified ?? measured.reduce((a, b) => Math.min(a, b), Infinity);
   return new FettleError(
     'BUDGET_EXCEEDED',
     `No choice of formats for "${target}" loses at most ${percent(bound)}: the best that was measured loses ${percent(least)}.`,

@@ -11,6 +11,7 @@ import type { Weight } from './ir/weight.ts';
 import type { NumberFormat } from './quant/formats.ts';
 import { bitsPerWeight, numberFormats, parseFormat } from './quant/formats.ts';
 import type { Recipe } from './recipe.ts';
+import { isAuto } from './recipe.ts';
 
 /** Inputs of an output channel that bits per weight are compared at. */
 const TYPICAL_COLUMNS = 1024;
@@ -29,7 +30,7 @@ export type Candidate = string | undefined;
 export function checkTargetFormat(target: Target, recipe: Recipe): void {
   const { weights, embeddings } = recipe;
   for (const name of [weights, embeddings])
-    if (name !== undefined && name !== 'same' && name !== 'keep') {
+    if (name !== undefined && name !== 'same' && name !== 'keep' && !isAuto(name)) {
       if (runs(target, parseFormat(name))) continue;
       throw new FettleError('USAGE', `Target "${target.id}" does not run weights in ${name}.`, {
         at: { option: 'weights', target: target.id },

@@ -171,7 +171,11 @@ export function backSteps(
     const own = typeof step === 'string' ? {} : step[1];
     const { embeddings, skip, clip } = recipe;
     const options = {
-      ...{ ...own, format: format ?? 'f32', embeddings, skip, clip: clip === 'mse' },
+      ...own,
+      format: format ?? 'f32',
+      embeddings,
+      skip,
+      clip: clip === 'mse',
       ...(assignments === undefined ? {} : { assignments }),
       ...(minElements === undefined ? {} : { minElements }),
     };

@@ -22,6 +22,9 @@ import { calibrationCache, readNamed, readSplit, samplesFrom } from './calibrati
 import type { DataSplit } from './calibration-data.ts';
 import { measureLoss } from './measure-loss.ts';
 import type { Output } from './output.ts';
+import type { Remainder } from '../explain-remainders.ts';
+import { explainRemainders } from '../explain-remainders.ts';
+import { contextLengthIn } from '../analyze/config.ts';
 import { explainFormats } from './explain-formats.ts';
 import { formatCount, formatMs, table } from './text.ts';
 
@@ -182,7 +185,14 @@ export const compile: Command = command({
         : { dump: (name, text) => writeFileSync(join(dump, `${name}.txt`), text) }),
     });
     const peakRssBytes = processMemory().peakBytes;
-    output.result({ ...result, peakRssBytes }, describe(result, peakRssBytes, args.explain));
+    const remainders = args.explain
+      ? await explainRemainders(source.read(), contextLengthIn(source.config))
+      : undefined;
+    const text = describe(result, peakRssBytes, args.explain);
+    output.result(
+      { ...result, peakRssBytes, ...(remainders === undefined ? {} : { remainders }) },
+      remainders === undefined ? text : `${text}\n\n${describeRemainders(remainders)}`,
+    );
   },
 });
 
@@ -212,7 +222,7 @@ function dataOptions(
       : {
           calibration: {
             samples: samplesFrom(calibration, source, output, recipe.seed),
-            engines: { wasm: wasmEngine(), ort: ortEngine() },
+            engines: { wasm: wasmEngine(), ort: ortEngine({ provider: 'wasm', threads: 1 }) },
             cache: calibrationCache(folder),
           },
         }),
@@ -290,6 +300,15 @@ function describe(result: CompileResult, peakRssBytes: number, explain: boolean)
     parts.push('', explainPasses(result.passes), ...result.bundles.flatMap(explainFormats));
   parts.push(`${formatMs(result.wallMs)}, peak memory ${formatBytes(peakRssBytes)}`);
   return parts.join('\n');
+}
+
+/** What fusion left as it was. */
+function describeRemainders(remainders: readonly Remainder[]): string {
+  const lines = remainders.flatMap(({ op, count, example, reasons }) => [
+    `  ${count} x ${op}, such as ${example}`,
+    ...reasons.map((reason) => `    ${reason}`),
+  ]);
+  return ['not fused:', ...(lines.length > 0 ? lines : ['  nothing'])].join('\n');
 }
 
 /** What every pass did, and what it matched and left alone. */

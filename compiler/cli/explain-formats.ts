@@ -50,8 +50,12 @@ export function explainChoice(table: SensitivityTable): readonly ExplainedFormat
     const [smaller, larger] = at < 0 ? [] : [ladder[at - 1], ladder[at + 1]];
     return [
       {
-        ...{ role, name, format: now.option, bytes: now.bytesDownload },
-        ...{ error: errorOf(now), tier: now.tier },
+        role,
+        name,
+        format: now.option,
+        bytes: now.bytesDownload,
+        error: errorOf(now),
+        tier: now.tier,
         ...(smaller === undefined ? {} : { smaller: alternative(smaller, now) }),
         ...(larger === undefined ? {} : { larger: alternative(larger, now) }),
       },

@@ -9,9 +9,10 @@ import { collectStatistics } from '../calibrate/collect.ts';
 import type { UnitStatistics } from '../calibrate/statistics.ts';
 import { subjectOf } from '../calibrate/subject.ts';
 import { throwIfAborted } from '../../runtime/errors.ts';
+import type { Assignment } from '../passes/quantize-weights.ts';
 import type { WeightUnit } from '../passes/weight-units.ts';
 import { unitRows } from '../passes/weight-units.ts';
-import type { WeightFormat } from '../quant/formats.ts';
+import type { CodeFormat, WeightFormat } from '../quant/formats.ts';
 import { parseFormat } from '../quant/formats.ts';
 import type { QuantizedMatrix } from '../quant/matrix.ts';
 import { dequantizeMatrix } from '../quant/matrix.ts';
@@ -234,24 +235,47 @@ export class FormatSearch {
     return totals(table, rowsOf(found.choice));
   }
 
-  /** Values of a unit after rounding it alone, [rows, columns]; codes are kept. */
+  /**
+   * Units rounded in their formats, each by itself with the inputs of the unquantized model: at once,
+   * where rounding one after the other takes a run of the model.
+   */
+  roundedAlone(chosen: AllocatedFormats): ReadonlyMap<string, Assignment> {
+    return new Map(
+      chosen.rows.map(({ unit, option }): [string, Assignment] => {
+        const format = parseFormat(option);
+        const matrix = format.kind === 'float' ? undefined : this.matrixOf(unit, format);
+        return [unit, matrix === undefined ? { format } : { format, matrix }];
+      }),
+    );
+  }
+
+  /** Values of a unit after rounding it alone, [rows, columns]. */
   private valuesOf(name: string, option: string): Float32Array {
+    const format = parseFormat(option);
     const unit = this.units.get(name);
     if (unit === undefined) return new Float32Array();
-    const format = parseFormat(option);
     if (format.kind === 'float') return floatValues(unit, format);
-    const key = `${name}\n${option}`;
-    let matrix = this.rounded.get(key);
-    if (matrix === undefined) {
-      const { services } = this.calibrated;
-      const method = this.calibrated.method();
-      const statistics = this.statistics.get(name) ?? {};
-      ({ matrix } = roundUnit(unitRows(unit), format, method, statistics, services.algebra));
-      this.rounded.set(key, matrix);
-    }
-    return dequantizeMatrix(matrix);
+    const matrix = this.matrixOf(name, format);
+    return matrix === undefined ? new Float32Array() : dequantizeMatrix(matrix);
+  }
+
+  /** Codes of a unit rounded alone; kept. */
+  private matrixOf(name: string, format: CodeFormat): QuantizedMatrix | undefined {
+    const unit = this.units.get(name);
+    const key = `${name}\n${format.name}`;
+    const known = this.rounded.get(key);
+    if (known !== undefined || unit === undefined) return known;
+    const { services } = this.calibrated;
+    const method = { ...this.calibrated.method(), sweeps: QUICK_SWEEPS };
+    const statistics = this.statistics.get(name) ?? {};
+    const { matrix } = roundUnit(unitRows(unit), format, method, statistics, services.algebra);
+    this.rounded.set(key, matrix);
+    return matrix;
   }
 }
+
+/** Sweeps of coordinate descent for formats that are only compared. */
+const QUICK_SWEEPS = 1;
 
 /** Three stages of selection on growing parts of what there is. */
 function evolveStages(tokens: number): { tokens: number; survivors: number }[] {

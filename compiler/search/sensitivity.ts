@@ -125,7 +125,8 @@ export interface Measuring {
 
 /**
  * The rows that decide: of each unit the chosen one and its neighbours among the worthwhile ones, those
- * whose exchange gains or loses least per byte first, a quarter of all rows at most.
+ * whose exchange gains or loses least per byte first; a quarter of all rows at most, and not more than
+ * half as many again as there are units.
  */
 export function boundaryRows(table: SensitivityTable, chosen: AllocatedFormats): readonly Row[] {
   const price = marginalPrice(table, chosen);
@@ -142,7 +143,10 @@ export function boundaryRows(table: SensitivityTable, chosen: AllocatedFormats):
       found.push({ row, distance: Math.abs(Math.log((own + 1e-30) / (price + 1e-30))) });
     }
   }
-  const most = Math.max(chosen.rows.length, Math.ceil(table.rows.length / 4));
+  const most = Math.min(
+    Math.ceil(1.5 * chosen.rows.length),
+    Math.max(chosen.rows.length, Math.ceil(table.rows.length / 4)),
+  );
   return found
     .toSorted((a, b) => a.distance - b.distance)
     .slice(0, most)

@@ -159,7 +159,6 @@ interface StoredUnit {
   readonly options: readonly string[];
   readonly klProxy: readonly number[];
   readonly kl: readonly (number | null)[];
-  readonly tier: readonly number[];
   readonly outputError: readonly number[];
   readonly weightError: readonly number[];
   readonly bytes: readonly number[];
@@ -169,8 +168,8 @@ interface StoredUnit {
 }
 
 /**
- * Bytes of a table as a file, small enough to travel with a bundle: four digits, and only rows that no
- * other one of their unit beats in error, bytes and time.
+ * Bytes of a table as a file, small enough to travel with a bundle: three digits, and only rows that no
+ * other one of their unit beats in error and bytes.
  */
 export function encodeTable(table: SensitivityTable): Uint8Array {
   const { rows, units, ...head } = table;
@@ -185,18 +184,13 @@ export function encodeTable(table: SensitivityTable): Uint8Array {
 }
 
 function storedUnit(rows: readonly Row[], target: string): StoredUnit {
-  const options = rows.map((row) => ({
-    error: errorOf(row),
-    cost: row.bytesDownload,
-    time: row.decodeUs[target] ?? 0,
-  }));
+  const options = rows.map((row) => ({ error: errorOf(row), cost: row.bytesDownload }));
   const kept = worthwhile(options).flatMap((index) => rows[index] ?? []);
   const resident = kept.map(({ bytesResident }) => bytesResident);
   return {
     options: kept.map(({ option }) => option),
     klProxy: kept.map(({ klProxy }) => short(klProxy)),
     kl: kept.map(({ kl }) => (kl === undefined ? null : short(kl))),
-    tier: kept.map(({ tier }) => tier),
     outputError: kept.map(({ outputError }) => short(outputError)),
     weightError: kept.map(({ weightError }) => short(weightError)),
     bytes: kept.map(({ bytesDownload }) => bytesDownload),
@@ -206,7 +200,7 @@ function storedUnit(rows: readonly Row[], target: string): StoredUnit {
 }
 
 function short(value: number): number {
-  return Number(value.toPrecision(4));
+  return Number(value.toPrecision(3));
 }
 
 /**
@@ -234,15 +228,30 @@ export function decodeTable(bytes: Uint8Array, place: string): SensitivityTable 
     ...head,
     units: units.map(
       ({ name, kind, role, block, rows, columns, gain, hessianTrace, outputEnergy, zd, lim }) => ({
-        ...{ name, kind, role, block, rows, columns },
-        ...{ gain, hessianTrace, outputEnergy, zd, lim },
+        name,
+        kind,
+        role,
+        block,
+        rows,
+        columns,
+        gain,
+        hessianTrace,
+        outputEnergy,
+        zd,
+        lim,
       }),
     ),
-    rows: units.flatMap((unit) => rowsFrom(unit, head.target)),
+    rows: units.flatMap((unit) =>
+      rowsFrom(
+        unit,
+        head.target,
+        head.pairs.some(({ a, b }) => a === unit.name || b === unit.name),
+      ),
+    ),
   };
 }
 
-function rowsFrom(unit: UnitFacts & StoredUnit, target: string): Row[] {
+function rowsFrom(unit: UnitFacts & StoredUnit, target: string, isPaired: boolean): Row[] {
   const at = (list: readonly (number | null)[], index: number): number => list[index] ?? 0;
   return unit.options.map((option, i): Row => {
     const kl = unit.kl[i] ?? undefined;
@@ -251,7 +260,7 @@ function rowsFrom(unit: UnitFacts & StoredUnit, target: string): Row[] {
       option,
       klProxy: at(unit.klProxy, i),
       ...(kl === undefined ? {} : { kl }),
-      tier: at(unit.tier, i) as Tier,
+      tier: kl === undefined ? 0 : isPaired ? 2 : 1,
       outputError: at(unit.outputError, i),
       weightError: at(unit.weightError, i),
       bytesDownload: at(unit.bytes, i),
@@ -272,14 +281,7 @@ function problemOf(value: Readonly<Record<string, unknown>>): string | undefined
   for (const unit of units) {
     if (!isObject(unit) || typeof unit['name'] !== 'string') return 'a unit has no name';
     const { options, klProxy, bytes, name } = unit;
-    const lists: readonly unknown[] = [
-      options,
-      klProxy,
-      bytes,
-      unit['us'],
-      unit['kl'],
-      unit['tier'],
-    ];
+    const lists: readonly unknown[] = [options, klProxy, bytes, unit['us'], unit['kl']];
     if (!lists.every((list): list is unknown[] => Array.isArray(list)))
       return `unit "${name}" lacks options, errors, bytes or times`;
     const [names, ...figures] = lists;

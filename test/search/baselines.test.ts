@@ -128,7 +128,7 @@ test('a table that is written and read gives the same answers', () => {
   const table = tableOf(6);
   const read = decodeTable(encodeTable(table), 'sensitivity.json');
   assert.deepEqual(read.model, table.model);
-  // rows that are beaten are left out, four digits are kept
+  // rows that are beaten are left out, three digits are kept
   assert.deepEqual(decodeTable(encodeTable(read), 'sensitivity.json'), read);
   for (const bits of [2.6, 3.3, 4.4]) {
     const bytes = (bits * 8 * 4096) / 8;

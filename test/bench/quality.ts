@@ -1,0 +1,392 @@
+/**
+ * What weights in few bits cost: perplexity of `builtin:nib` on text that nothing was fitted to, for one
+ * format for all weights and for formats chosen one by one, by us and by other orders of merit. The table
+ * and head, scales, zero points, padding and alignment are counted; sizes are those of target `wasm`.
+ * Everything is computed in f32 with the dequantized weights.
+ *
+ *   uniform RTN, GPTQ   the better of the two largest formats whose nominal bits fit (w3g16 counts 4.0)
+ *   hawq lim zd baq     our candidates, rounded by GPTQ as ours are, divided as those papers do
+ *   ours                the sensitivity table and the solver, rounded by GPTQ
+ *
+ * Then the accuracy of the two digit classifiers in w4 and mixed, and how far PP-OCRv4's recognition is
+ * from its original on images of text. Prints JSON with `--json`, else Markdown.
+ *
+ *     npm run bench:quality [-- --json] [--tokens 40192] [--windows 64] [--only nib,digits,ocr]
+ */
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { readFileSync } from 'node:fs';
+import sharp from 'sharp';
+import { FolderCache } from '../../compiler/calibrate/cache.ts';
+import { LiveModel } from '../../compiler/calibrate/live-model.ts';
+import type { Samples } from '../../compiler/calibrate/samples.ts';
+import {
+  arraySamples,
+  chooseWindows,
+  partOf,
+  tensorSamples,
+  windowSamples,
+} from '../../compiler/calibrate/samples.ts';
+import { subjectOf } from '../../compiler/calibrate/subject.ts';
+import type { Front } from '../../compiler/front-half.ts';
+import { FrontHalves } from '../../compiler/front-half.ts';
+import { MemoryFiles } from '../../compiler/files.ts';
+import { NodeFiles } from '../../compiler/node.ts';
+import { resolveModel } from '../../compiler/node-source.ts';
+import type { Assignment } from '../../compiler/passes/quantize-weights.ts';
+import { bitsPerWeight, numberFormats, parseFormat } from '../../compiler/quant/formats.ts';
+import type { WeightFormat } from '../../compiler/quant/formats.ts';
+import { dequantizeMatrix } from '../../compiler/quant/matrix.ts';
+import type { RoundingName } from '../../compiler/recipe.ts';
+import { parseRecipe } from '../../compiler/recipe.ts';
+import { allocate } from '../../compiler/search/allocate.ts';
+import { baselineNames } from '../../compiler/search/baselines.ts';
+import { CalibratedModel, MIN_MIXED_ELEMENTS } from '../../compiler/search/calibrated.ts';
+import { FormatSearch } from '../../compiler/search/format-search.ts';
+import { tokenize } from '../../compiler/cli/calibration-data.ts';
+import { loadImage } from '../../models/image.ts';
+import { readNpy } from '../../models/npy.ts';
+import type { Tensor } from '../../runtime/tensor.ts';
+import { wasm } from '../../targets/wasm.ts';
+import { engines, recognition } from '../support/calibration.ts';
+import { sharedPath } from '../support/shared.ts';
+
+/** One measurement. */
+interface Row {
+  readonly model: string;
+  /** Bits a weight that the row was given. */
+  readonly bits: number;
+  readonly method: string;
+  /** What it chose, when it is one format. */
+  readonly format?: string;
+  readonly metric: string;
+  readonly value: number;
+  /** The same for the original. */
+  readonly original: number;
+}
+
+const SIZES: readonly number[] = [4, 3.5, 3, 2.5];
+const WINDOW = 256;
+
+const args = process.argv.slice(2);
+const option = (name: string, fallback: string): string => {
+  const at = args.indexOf(`--${name}`);
+  return at < 0 ? fallback : (args[at + 1] ?? fallback);
+};
+const tokens = Number(option('tokens', '40192'));
+const windows = Number(option('windows', '64'));
+const only = option('only', 'nib,digits,ocr').split(',');
+const cache = new FolderCache(
+  new NodeFiles(),
+  option('cache', join(homedir(), '.cache/fettle/calibration')),
+);
+const began = performance.now();
+const rows: Row[] = [];
+const say = (text: string): void => {
+  process.stderr.write(`${((performance.now() - began) / 1000).toFixed(0)} s  ${text}\n`);
+};
+
+if (only.includes('nib')) await nib();
+if (only.includes('digits')) for (const name of ['digits-cnn', 'digits-vit']) await digits(name);
+if (only.includes('ocr')) await ocr();
+if (args.includes('--json'))
+  process.stdout.write(`${JSON.stringify({ tokens, windows, rows }, undefined, 2)}\n`);
+else process.stdout.write(`${markdown(rows)}\n`);
+
+/** A model ready to be rounded by one method. */
+async function opened(
+  reference: string,
+  rounding: RoundingName,
+  samples: (front: Front) => Promise<Samples>,
+): Promise<{ readonly front: Front; readonly calibrated: CalibratedModel }> {
+  const source = await resolveModel(reference, { cacheFolder: '' });
+  const recipe = parseRecipe({ weights: 'auto', rounding });
+  const fronts = new FrontHalves(source, recipe, {
+    targets: [],
+    files: new MemoryFiles(),
+    out: '',
+  });
+  const front = await fronts.of(wasm);
+  const { model, decoder } = front;
+  const calibrated = await CalibratedModel.open({
+    model,
+    decoder,
+    target: wasm,
+    recipe,
+    minElements: MIN_MIXED_ELEMENTS,
+    calibration: { samples: async () => samples(front), engines, cache },
+  });
+  return { front, calibrated };
+}
+
+/** A live model on held-out samples. */
+async function held(
+  { model, decoder }: Front,
+  { services }: CalibratedModel,
+  samples: Samples,
+): Promise<LiveModel> {
+  const subject = await subjectOf(model, decoder, samples, { minElements: MIN_MIXED_ELEMENTS });
+  return LiveModel.open(subject, services, { topClasses: 64 });
+}
+
+function setAll(live: LiveModel, assignments: ReadonlyMap<string, Assignment>): void {
+  live.reset();
+  for (const [name, { matrix }] of assignments)
+    if (matrix !== undefined) live.setWeight(name, dequantizeMatrix(matrix));
+}
+
+/** The two largest uniform formats that nominally fit, inputs per channel of the typical matrix given. */
+function uniformFormats(bits: number, columns: number): readonly WeightFormat[] {
+  return numberFormats
+    .flatMap((format) => (format.kind === 'integer' ? [format] : []))
+    .filter(({ group }) => group !== 'channel')
+    .filter((format) => bitsPerWeight(format, columns) <= bits + 1e-9)
+    .toSorted((a, b) => bitsPerWeight(b, columns) - bitsPerWeight(a, columns))
+    .slice(0, 2);
+}
+
+async function nib(): Promise<void> {
+  const source = await resolveModel('builtin:nib', { cacheFolder: '' });
+  const read = (name: string): Promise<readonly number[]> =>
+    tokenize(source, readFileSync(sharedPath('data', name), 'utf8'), name);
+  const fitted = await read('calibration.txt');
+  const text = await read('wikitext2-test.txt');
+  const calibration = async ({ model, decoder }: Front): Promise<Samples> =>
+    windowSamples(
+      model,
+      decoder,
+      chooseWindows(fitted, 'calibration.txt', { count: windows }),
+      'calibration.txt',
+    );
+  const gptq = await opened('builtin:nib', 'gptq', calibration);
+  const nearest = await opened('builtin:nib', 'nearest', calibration);
+  const count = Math.floor(tokens / WINDOW);
+  const places = Array.from({ length: count }, (_, index) => index * WINDOW);
+  const { model, decoder } = gptq.front;
+  const inputs = windowSamples(
+    model,
+    decoder,
+    places.map((at) => text.slice(at, at + WINDOW)),
+    'wikitext2-test.txt',
+  );
+  // every input predicts a token, the last one the first of the next window
+  const samples = { ...inputs, ids: places.map((at) => text.slice(at, at + WINDOW + 1)) };
+  const live = await held(gptq.front, gptq.calibrated, samples);
+  const perplexity = async (): Promise<number> => Math.exp((await live.measure()).nats ?? NaN);
+  const original = await perplexity();
+  say(`nib: f32 ${original.toFixed(2)} on ${count * WINDOW} tokens`);
+  const measure = async (
+    calibrated: CalibratedModel,
+    formats: ReadonlyMap<string, WeightFormat>,
+  ): Promise<number> => {
+    setAll(live, await calibrated.round(formats));
+    return perplexity();
+  };
+  const add = (bits: number, method: string, value: number, format?: string): void => {
+    say(`nib: ${bits} bits, ${method} ${format ?? ''} ${value.toFixed(2)}`);
+    rows.push({
+      model: 'nib',
+      bits,
+      method,
+      ...(format === undefined ? {} : { format }),
+      metric: 'perplexity',
+      value,
+      original,
+    });
+  };
+  const search = await FormatSearch.open(gptq.calibrated, {
+    name: 'nib',
+    sha256: '',
+    parameters: 0,
+  });
+  const weights = gptq.calibrated.units.reduce((sum, unit) => sum + unit.rows * unit.columns, 0);
+  for (const bits of SIZES) {
+    const bytes = (bits * weights) / 8;
+    const chosen = await search.choose(bytes);
+    if (chosen === undefined) throw new Error(`nothing fits ${bits} bits`);
+    const formats = (list: typeof chosen): Map<string, WeightFormat> =>
+      new Map(list.rows.map(({ unit, option: name }) => [unit, parseFormat(name)]));
+    add(bits, 'ours', await measure(gptq.calibrated, formats(chosen)));
+    for (const [method, { calibrated }] of [
+      ['uniform GPTQ', gptq] as const,
+      ['uniform RTN', nearest] as const,
+    ]) {
+      let best: { value: number; format: string } | undefined;
+      for (const format of uniformFormats(bits, 192)) {
+        const value = await measure(calibrated, calibrated.uniform(format));
+        if (best === undefined || value < best.value) best = { value, format: format.name };
+      }
+      if (best !== undefined) add(bits, method, best.value, best.format);
+    }
+    for (const method of baselineNames.filter((name) => name !== 'uniform')) {
+      const found = allocate(search.table, { bytes }, method);
+      if (found !== undefined) add(bits, method, await measure(gptq.calibrated, formats(found)));
+    }
+  }
+  await search.close();
+  await live.dispose();
+}
+
+async function digits(name: string): Promise<void> {
+  const read = (file: string): Tensor => readNpy(readFileSync(sharedPath('data', file)), file);
+  const samples =
+    (file: string) =>
+    async ({ model }: Front): Promise<Samples> =>
+      arraySamples(model, new Map([[model.graph.inputs[0]?.name ?? '', read(file)]]), file);
+  const reference = sharedPath('models', name, 'model.onnx');
+  const some = async (front: Front): Promise<Samples> =>
+    partOf(await samples('digits-calibration-images.npy')(front), 0, 256);
+  const { front, calibrated } = await opened(reference, 'gptq', some);
+  const live = await held(front, calibrated, await samples('digits-test-images.npy')(front));
+  const labels = read('digits-test-labels.npy').data as ArrayLike<number>;
+  const accuracy = async (): Promise<number> => {
+    let correct = 0;
+    for (let index = 0; index < live.samples; index++) {
+      const [scores] = (await live.run(index)).values();
+      const values = [...((scores?.data ?? []) as Float32Array)];
+      if (values.indexOf(Math.max(...values)) === Number(labels[index])) correct++;
+    }
+    return correct / live.samples;
+  };
+  const original = await accuracy();
+  const add = (bits: number, method: string, value: number, format?: string): void => {
+    say(`${name}: ${bits} bits, ${method} ${value}`);
+    rows.push({
+      model: name,
+      bits,
+      method,
+      ...(format === undefined ? {} : { format }),
+      metric: 'accuracy',
+      value,
+      original,
+    });
+  };
+  setAll(live, await calibrated.round(calibrated.uniform(parseFormat('w4g32'))));
+  add(4.5, 'uniform GPTQ', await accuracy(), 'w4g32');
+  const search = await FormatSearch.open(calibrated, { name, sha256: '', parameters: 0 });
+  const weights = calibrated.units.reduce((sum, unit) => sum + unit.rows * unit.columns, 0);
+  for (const bits of [4.5, 4, 3]) {
+    const chosen = await search.choose((bits * weights) / 8);
+    if (chosen === undefined) continue;
+    setAll(
+      live,
+      await calibrated.round(
+        new Map(chosen.rows.map((row) => [row.unit, parseFormat(row.option)])),
+      ),
+    );
+    add(bits, 'ours', await accuracy());
+  }
+  await search.close();
+  await live.dispose();
+}
+
+/** Sentences drawn as images of one line. */
+const sentences: readonly string[] = [
+  'The river ran under the bridge',
+  'Invoice 2024-0817',
+  'Total 1,284.50 EUR',
+  'Platform 9, 14:35',
+  'Handle with care',
+  'Open until 22:00',
+  'quick brown fox',
+  'Gate B12 closes',
+  'Serial 8K4-221-XZ',
+  'No entry after dark',
+  'Milk 1.5% fat',
+  'Exit to Main Street',
+  'Passport control',
+  'Room 417',
+  'Keep refrigerated',
+  'Batch 55310 / 03',
+  'Made in Portugal',
+  'Second floor left',
+  'Mind the gap',
+  'Best before 12.2027',
+  'www.example.org',
+  'Call 555 0142',
+  'Size M, navy blue',
+  'Thank you!',
+];
+
+async function ocr(): Promise<void> {
+  const images: Tensor[] = [];
+  for (const sentence of sentences) {
+    const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="320" height="48"><rect width="320" height="48" fill="#f4f1ea"/><text x="8" y="33" font-family="sans-serif" font-size="22" fill="#222">${sentence}</text></svg>`;
+    const png = await sharp(Buffer.from(svg)).png().toBuffer();
+    images.push(
+      await loadImage(png, {
+        channels: 3,
+        height: 48,
+        width: 320,
+        mean: [0.5, 0.5, 0.5],
+        deviation: [0.5, 0.5, 0.5],
+      }),
+    );
+  }
+  const all = async ({ model }: Front): Promise<Samples> =>
+    tensorSamples(model.graph.inputs[0]?.name ?? '', images, 'images of text');
+  const { front, calibrated } = await opened(recognition, 'gptq', async (it) =>
+    partOf(await all(it), 0, 16),
+  );
+  const live = await held(front, calibrated, partOf(await all(front), 16, images.length));
+  const add = async (bits: number, method: string, format?: string): Promise<void> => {
+    const { error } = await live.measure();
+    say(`PP-OCRv4 rec: ${bits} bits, ${method} ${error}`);
+    rows.push({
+      model: 'PP-OCRv4 rec',
+      bits,
+      method,
+      ...(format === undefined ? {} : { format }),
+      metric: live.metric,
+      value: error,
+      original: 0,
+    });
+  };
+  setAll(live, await calibrated.round(calibrated.uniform(parseFormat('w4g32'))));
+  await add(4.5, 'uniform GPTQ', 'w4g32');
+  const search = await FormatSearch.open(calibrated, {
+    name: 'PP-OCRv4 rec',
+    sha256: '',
+    parameters: 0,
+  });
+  const weights = calibrated.units.reduce((sum, unit) => sum + unit.rows * unit.columns, 0);
+  for (const bits of [4.5, 4]) {
+    const chosen = await search.choose((bits * weights) / 8);
+    if (chosen === undefined) continue;
+    setAll(
+      live,
+      await calibrated.round(
+        new Map(chosen.rows.map((row) => [row.unit, parseFormat(row.option)])),
+      ),
+    );
+    await add(bits, 'ours');
+  }
+  await search.close();
+  await live.dispose();
+}
+
+/** A line per model and method, a column per size. */
+function markdown(list: readonly Row[]): string {
+  const lines: string[] = [];
+  for (const model of new Set(list.map((row) => row.model))) {
+    const own = list.filter((row) => row.model === model);
+    const sizes = [...new Set(own.map(({ bits }) => bits))].toSorted((a, b) => b - a);
+    lines.push(
+      `| ${model}: ${own[0]?.metric ?? ''} (original ${own[0]?.original.toPrecision(4)}) | ${sizes.map((bits) => `${bits} bits`).join(' | ')} |`,
+      `|---|${sizes.map(() => '---:|').join('')}`,
+    );
+    for (const method of new Set(own.map((row) => row.method)))
+      lines.push(
+        `| ${method} | ${sizes
+          .map((bits) => {
+            const found = own.find((row) => row.method === method && row.bits === bits);
+            return found === undefined
+              ? ''
+              : `${found.value.toPrecision(4)}${found.format === undefined ? '' : ` (${found.format})`}`;
+          })
+          .join(' | ')} |`,
+      );
+    lines.push('');
+  }
+  return lines.join('\n');
+}
