@@ -1,7 +1,11 @@
 /** `fettle passes --why`: no rule keeps to itself why it left a node alone. */
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { after, test } from 'node:test';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import type { Model, Node } from '../../compiler/ir/graph.ts';
+import { explainRemainders } from '../../compiler/explain-remainders.ts';
 import { explainRule } from '../../compiler/explain-rule.ts';
 import { parseModel } from '../../compiler/ir/parse.ts';
 import { passes, pipelineFrom } from '../../compiler/passes.ts';
@@ -12,6 +16,9 @@ import { microDecoders } from '../../models/micro.ts';
 import { spellings } from '../../models/spelling/index.ts';
 import { fettle, fettleFails, fettleJson } from '../support/cli.ts';
 import { randomNetwork } from '../support/random-network.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'fettle-explain-'));
+after(() => rmSync(folder, { recursive: true }));
 
 const inGroups = pipelineFrom(['clean-up', 'fuse']);
 const cleanUps = new Set(
@@ -165,4 +172,30 @@ test('the list of passes names the rules', async () => {
   assert.equal(rows.length, passes.length);
   const conv = rows.find((row: { name: string }) => row.name === 'fuse-conv');
   assert.deepEqual(conv.rules, ['activation', 'residual']);
+});
+
+test('whatever fusion leaves is explained', async () => {
+  const text = `graph (x: f32[b, 4, 6, 6], z: f32[b, 4, 1, 1]) -> (y, p) {
+    opset 17
+    const %w: f32[4, 4, 3, 3] = random(1)
+    const %c: f32[] = {0.5}
+    %a = Relu(%x) @act
+    %s = Add(%a, %c) @shift
+    %y = Conv(%s, %w) {pads = [1, 1, 1, 1]} @conv
+    %p = MaxPool(%x) {kernel_shape = [2, 2]} @pool
+  }`;
+  const remainders = await explainRemainders(parseModel(text));
+  const of = (op: string): readonly string[] =>
+    remainders.find((one) => one.op === op)?.reasons ?? [];
+  assert.match(of('MaxPool').join(), /there is no Pad in front/);
+  assert.ok(remainders.every(({ reasons }) => reasons.length > 0));
+  const { exitCode, stdout } = await fettle(
+    ...['compile', 'builtin:nib', '--target', 'ort-wasm', '--no-canaries', '--explain'],
+    ...['--out', join(folder, 'nib')],
+  );
+  assert.equal(exitCode, 0);
+  assert.match(
+    stdout,
+    /not fused:\n[^]*1 x Gather, such as .*\n {4}no rule of fusion starts from it/,
+  );
 });
