@@ -27,7 +27,7 @@ import { seededInputs } from '../support/seeded-inputs.ts';
 /** A constant of seeded numbers. */
 function weight(name: string, ...shape: number[]): string {
   const next = random(
-    [...name].reduce((sum, c) => sum * 31 + (c.codePointAt(0) ?? 0), shape.length),
+    Array.from(name).reduce((sum, c) => sum * 31 + (c.codePointAt(0) ?? 0), shape.length),
   );
   const count = shape.reduce((a, b) => a * b, 1);
   const values = Array.from({ length: count }, () => (next() * 2 - 1).toFixed(3));
