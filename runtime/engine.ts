@@ -55,6 +55,11 @@ export interface Sequence {
     all?: boolean,
     signal?: AbortSignal,
   ): Promise<Float32Array<ArrayBuffer>>;
+  /**
+   * Appends tokens and chooses the likeliest next one, the first among equals, without handing logits out.
+   * Engines that have nothing quicker than `feed` leave it away.
+   */
+  next?(ids: readonly number[], signal?: AbortSignal): Promise<number>;
   /** Forgets everything. */
   reset(): void;
 }

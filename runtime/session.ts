@@ -331,19 +331,22 @@ export class Session {
       const sequence = this.#openSequence();
       const ids = await this.#promptIds(prompt, options.continue === true, sequence);
       const tokenizer = await this.#tokenizerFor(prompt);
+      // Through the queue, so that reset() and dispose() wait for the call that is under way.
+      const queued = <T>(call: () => Promise<T>): Promise<T> =>
+        this.#queue.add(async () => {
+          signal.throwIfAborted();
+          const result = await call();
+          this.#notePeak();
+          return result;
+        });
+      const choose = sequence.next?.bind(sequence);
       const guarded: Sequence = {
         ids: sequence.ids,
         get stateBytes(): number {
           return sequence.stateBytes;
         },
-        // Through the queue, so that reset() and dispose() wait for the call that is under way.
-        feed: (next, all) =>
-          this.#queue.add(async () => {
-            signal.throwIfAborted();
-            const logits = await sequence.feed(next, all);
-            this.#notePeak();
-            return logits;
-          }),
+        feed: (next, all) => queued(() => sequence.feed(next, all, signal)),
+        ...(choose === undefined ? {} : { next: (next) => queued(() => choose(next, signal)) }),
         reset: () => sequence.reset(),
       };
       const inputs = { sequence: guarded, spec, prompt: ids, tokenizer, startedMs };

@@ -127,9 +127,10 @@ export async function* generateTokens(
     let next = prompt;
     while (!aborted()) {
       const beforeMs = performance.now();
-      const logits = await sequence.feed(next, false, options.signal);
+      const chosen = sampler.greedy ? await sequence.next?.(next, options.signal) : undefined;
+      const id =
+        chosen ?? sampler.choose(await sequence.feed(next, false, options.signal), sequence.ids);
       if (aborted()) return;
-      const id = sampler.choose(logits, sequence.ids);
       lastMs = performance.now();
       if (tokens.length === 0) [firstMs, prefillMs] = [lastMs, lastMs - beforeMs];
       tokens.push(id);

@@ -28,6 +28,8 @@ export interface SamplingOptions {
 export interface Sampler {
   /** The seed in use, to repeat what was random. */
   readonly seed: number;
+  /** Whether it always chooses the likeliest token, whatever the context. */
+  readonly greedy: boolean;
   /**
    * Chooses one token.
    *
@@ -59,6 +61,7 @@ export function createSampler(options: SamplingOptions): Sampler {
   const random = createRandom(seed);
   return {
     seed,
+    greedy: temperature === 0 && repetitionPenalty === 1,
     choose(logits, context) {
       if (repetitionPenalty !== 1) penalize(logits, context, repetitionPenalty);
       const best = largest(logits);

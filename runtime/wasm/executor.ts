@@ -83,6 +83,11 @@ export class Executor {
     return new Int32Array(this.memory.buffer, address, count);
   }
 
+  /** Index of the largest of `count` f32, the first among equals. */
+  largest(address: number, count: number): number {
+    return this.kernels.largest(address, count);
+  }
+
   /** Ends the threads. */
   dispose(): void {
     if (this.pool === undefined) return;

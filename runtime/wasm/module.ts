@@ -15,6 +15,8 @@ export interface KernelExports {
   patch(plan: number, S: number, P: number): void;
   /** Runs steps from..to-1 on this thread as one of `threads`; returns `to`. */
   run(plan: number, from: number, to: number, thread: number, threads: number): number;
+  /** Index of the largest of `count` f32 at `at`, the first among equals; NaN is never it. */
+  largest(at: number, count: number): number;
 }
 
 /** What a module built with threads exports besides. */

@@ -28,10 +28,13 @@ export interface SequenceParts {
   readonly cache: CacheOwner;
 }
 
+/** Reads `count` rows of logits at an address; the first of them is row `row` of what was asked for. */
+type ReadLogits = (address: number, count: number, row: number) => void;
+
 /** Tokens a decoder has seen. */
 export class WasmSequence implements Sequence {
   readonly #parts: SequenceParts;
-  #ids: number[] = [];
+  readonly #ids: number[] = [];
 
   constructor(parts: SequenceParts) {
     this.#parts = parts;
@@ -50,8 +53,8 @@ export class WasmSequence implements Sequence {
     all = false,
     signal?: AbortSignal,
   ): Promise<Float32Array<ArrayBuffer>> {
-    const { decoder, layout, cache } = this.#parts;
-    checkIds(ids, decoder, this.#ids.length);
+    const { decoder, executor, layout } = this.#parts;
+    const { vocabulary } = decoder;
     const logits = tensorNamed(layout.outputs, decoder.logits);
     const rows = all ? ids.length : 1;
     if (all && layout.head === undefined && sizeOf(logits.elements, 2, 0) === decoder.vocabulary)
@@ -59,26 +62,48 @@ export class WasmSequence implements Sequence {
         at: { output: logits.name },
         fix: 'Feed one token at a time.',
       });
-    const result = new Float32Array(rows * decoder.vocabulary);
-    if (cache.holder !== this) {
-      const before = this.#ids;
-      cache.holder = this;
-      this.#ids = [];
-      if (before.length > 0) await this.#take(before, undefined, false, signal);
-    }
-    await this.#take(ids, result, all, signal);
+    const result = new Float32Array(rows * vocabulary);
+    const copy: ReadLogits = (address, count, row) =>
+      result.set(executor.floats(address, count * vocabulary), row * vocabulary);
+    await this.#append(ids, copy, all, signal);
     return result;
   }
 
+  async next(ids: readonly number[], signal?: AbortSignal): Promise<number> {
+    const { decoder, executor } = this.#parts;
+    let id = 0;
+    const choose: ReadLogits = (address) => (id = executor.largest(address, decoder.vocabulary));
+    await this.#append(ids, choose, false, signal);
+    return id;
+  }
+
   reset(): void {
-    this.#ids = [];
+    this.#ids.length = 0;
     if (this.#parts.cache.holder === this) this.#parts.cache.holder = undefined;
+  }
+
+  /** Appends tokens, behind all others of this sequence when another one had the cache. */
+  async #append(
+    ids: readonly number[],
+    read: ReadLogits,
+    all: boolean,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const { cache, decoder } = this.#parts;
+    checkIds(ids, decoder, this.#ids.length);
+    if (cache.holder !== this) {
+      // the same array: whoever asked for `ids` before sees what is added
+      const before = this.#ids.splice(0);
+      cache.holder = this;
+      if (before.length > 0) await this.#take(before, undefined, false, signal);
+    }
+    await this.#take(ids, read, all, signal);
   }
 
   /** Runs chunk after chunk; what an abort leaves behind has been fed. */
   async #take(
     ids: readonly number[],
-    result: Float32Array | undefined,
+    read: ReadLogits | undefined,
     all: boolean,
     signal: AbortSignal | undefined,
   ): Promise<void> {
@@ -96,9 +121,9 @@ export class WasmSequence implements Sequence {
       executor.body(part.length, past);
       for (const id of part) this.#ids.push(id);
       const last = at + layout.chunk >= ids.length;
-      if (result === undefined || !(all || last)) continue;
+      if (read === undefined || !(all || last)) continue;
       const first = all ? 0 : part.length - 1;
-      this.#read(result, all ? at : 0, first, part.length - first);
+      this.#read(read, all ? at : 0, first, part.length - first);
     }
   }
 
@@ -130,21 +155,21 @@ export class WasmSequence implements Sequence {
     }
   }
 
-  /** Logits of `count` rows of the last chunk from row `first` on, into row `to` of the result. */
-  #read(result: Float32Array, to: number, first: number, count: number): void {
+  /** Reads logits of `count` rows of the last chunk from row `first` on, as rows `to`… of the result. */
+  #read(read: ReadLogits, to: number, first: number, count: number): void {
     const { executor, layout, decoder } = this.#parts;
     const { vocabulary } = decoder;
     const logits = tensorNamed(layout.outputs, decoder.logits);
     if (layout.head === undefined) {
       const rows = sizeOf(logits.elements, first + count, 0) / vocabulary;
       const from = logits.address + (rows - count) * vocabulary * 4;
-      result.set(executor.floats(from, count * vocabulary), to * vocabulary);
+      read(from, count, to);
       return;
     }
     for (let row = 0; row < count; row += layout.headRows) {
       const rows = Math.min(layout.headRows, count - row);
       executor.head(rows, first + row);
-      result.set(executor.floats(logits.address, rows * vocabulary), (to + row) * vocabulary);
+      read(logits.address, rows, to + row);
     }
   }
 }

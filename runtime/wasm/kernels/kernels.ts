@@ -1,2 +1,3 @@
 /** Entry of the binaries without threads. */
 export { abiVersion, patch, run } from './interpreter.ts';
+export { largest } from './reduce.ts';

@@ -84,8 +84,7 @@ export function pairProducts(count: i32): i32 {
 /** f32 multiply-adds: `count` * 10 * 4 of them. */
 export function multiplyAdds(count: i32): f32 {
   let a = f32x4.splat(1), b = a, c = a, d = a, e = a, f = a, g = a, h = a, i = a, j = a;
-  const x = f32x4.splat(0.999);
-  const y = f32x4.splat(0.001);
+  const x = v128.load(operands, 0), y = v128.load(operands, 16);
   for (let n = 0; n < count; n++) {
     a = fused(a, x, y);
     b = fused(b, x, y);

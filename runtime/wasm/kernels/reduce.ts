@@ -280,3 +280,24 @@ export function topk(step: usize, _scratch: usize, thread: i32, threads: i32): v
     }
   }
 }
+
+/** Index of the largest of `count` f32 at `at`, the first among equals; NaN is never it. */
+export function largest(at: usize, count: i32): i32 {
+  let a = f32x4.splat(-Infinity), b = a, c = a, d = a;
+  let i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const x = at + (i << 2);
+    // pmax keeps its first operand where the other is NaN
+    a = f32x4.pmax(a, v128.load(x, 0));
+    b = f32x4.pmax(b, v128.load(x, 16));
+    c = f32x4.pmax(c, v128.load(x, 32));
+    d = f32x4.pmax(d, v128.load(x, 48));
+  }
+  let most = laneMax(f32x4.pmax(f32x4.pmax(a, b), f32x4.pmax(c, d)));
+  for (; i < count; i++) {
+    const x = load<f32>(at + (i << 2));
+    if (x > most) most = x;
+  }
+  for (i = 0; i < count; i++) if (load<f32>(at + (i << 2)) == most) return i;
+  return 0;
+}
