@@ -65,10 +65,7 @@ export async function tracePlan(
 
   const rows = new Map<number, QuantizedRows>();
   const stepping: KernelExports = {
-    abiVersion: () => kernels.abiVersion(),
-    patch(at, S, P) {
-      kernels.patch(at, S, P);
-    },
+    ...kernels,
     run(at, from, to) {
       const first = at === layout.body.address ? 0 : layout.body.steps;
       for (let step = from; step < to; step++) {
