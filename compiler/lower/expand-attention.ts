@@ -27,23 +27,6 @@ export function expandAttention(node: Node, context: LowerContext): readonly (Va
   return new Expansion(node, context).write();
 }
 
-/** Writes a fused Rotary. */
-export function expandRotary(node: Node, { rewriter }: LowerContext): readonly Value[] {
-  const [x, cos, sin, positions] = node.inputs;
-  const heads = node.int('heads', 1);
-  const width = Number(node.input(0).shape?.at(-1) ?? 0) / heads;
-  const dims = node.int('rotaryDims', width);
-  const start = positions ?? rewriter.constant('rotary_start', int64s([0]));
-  return [
-    rewriter.op(
-      'RotaryEmbedding',
-      [x, start, cos, sin],
-      rotaryAttributes(heads, width, dims, node.int('interleaved', 0) === 1),
-      { domain: 'com.microsoft' },
-    ),
-  ];
-}
-
 function rotaryAttributes(
   heads: number,
   width: number,

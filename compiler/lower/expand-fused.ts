@@ -7,7 +7,7 @@ import { internalDomain } from '../ops/quantized.ts';
 import { removeIfUnused, replaceByNew } from '../passes/replace.ts';
 import type { LowerContext } from './context.ts';
 import { expandActivation } from './expand-activation.ts';
-import { expandAttention, expandRotary } from './expand-attention.ts';
+import { expandAttention } from './expand-attention.ts';
 import { expandConv } from './expand-conv.ts';
 import { expandExpression } from './expand-expression.ts';
 import { expandGatedLinear, expandLinear } from './expand-linear.ts';
@@ -27,7 +27,6 @@ const expanders: Readonly<Record<string, Expand>> = {
   GatedLinear: expandGatedLinear,
   Linear: expandLinear,
   Norm: expandNorm,
-  Rotary: expandRotary,
 };
 
 /** What attention is written in takes as inputs what were attributes before this opset. */

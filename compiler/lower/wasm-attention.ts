@@ -242,7 +242,7 @@ function checkOwned(node: Node, value: Value | undefined): void {
 }
 
 /** Words of a rotary step about its tables and positions. */
-export function rotaryTables(
+function rotaryTables(
   lowering: Lowering,
   cos: Value,
   sin: Value,

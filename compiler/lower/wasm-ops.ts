@@ -5,9 +5,9 @@
 import { multiplyDims } from '../ir/dim.ts';
 import type { Node } from '../ir/graph.ts';
 import { shifted } from './plan.ts';
-import { lowerAttention, rotaryTables } from './wasm-attention.ts';
+import { lowerAttention } from './wasm-attention.ts';
 import type { Lowering } from './wasm-context.ts';
-import { f32, rowsOf, Unsupported } from './wasm-context.ts';
+import { f32, Unsupported } from './wasm-context.ts';
 import { elementwiseOps, lowerCastToBool, lowerElementwise } from './wasm-elementwise.ts';
 import * as indexing from './wasm-indexing.ts';
 import { isConstantMatrix, lowerEmbedding } from './wasm-linear.ts';
@@ -20,32 +20,6 @@ import * as vision from './wasm-vision.ts';
 
 /** Lowers one node; `heads` names tables that linear layers share. */
 export type LowerNode = (lowering: Lowering, node: Node, heads: ReadonlySet<string>) => void;
-
-function lowerRotary(lowering: Lowering, node: Node): void {
-  const x = lowering.floats(node.input(0));
-  const [rows, columns] = rowsOf(x.shape);
-  const width = lowering.fixed(columns, 'the size of a row');
-  const heads = node.int('heads', 1);
-  const y = lowering.output(node);
-  lowering.emit(
-    'ROTARY',
-    {
-      X: x.address,
-      XROW: width * 4,
-      Y: y.address,
-      YROW: width * 4,
-      ROWS: rows,
-      HEADS: heads,
-      SIZE: width / heads,
-      DIMS: node.int('rotaryDims', width / heads),
-      INTERLEAVED: node.int('interleaved', 0),
-      ...rotaryTables(lowering, node.input(1), node.input(2), node.inputs[3]),
-      PAST: 0,
-      SEQUENCE: x.shape[1] ?? 1,
-    },
-    { inPlace: [[y, x]] },
-  );
-}
 
 function lowerGather(lowering: Lowering, node: Node, heads: ReadonlySet<string>): void {
   const [table, indices] = [node.input(0), node.input(1)];
@@ -104,7 +78,6 @@ const lowerers: Readonly<Record<string, LowerNode>> = {
   'fettle.Linear': products.lowerLinear,
   'fettle.GatedLinear': products.lowerGatedLinear,
   'fettle.Norm': norms.lowerNorm,
-  'fettle.Rotary': lowerRotary,
   'fettle.Attention': lowerAttention,
   'fettle.Conv': vision.lowerConv,
   'fettle.ConvTranspose': resample.lowerConvTranspose,

@@ -3,7 +3,6 @@
  *
  *   fettle.Attention(q, k?, v?, pastKey?, pastValue?, cos?, sin?, positions?, mask?, bias?, sinks?, qGain?, kGain?)
  *     -> y [B, S, H*D], presentKey? [B, KV, P+S, D], presentValue? [B, KV, P+S, D]
- *   fettle.Rotary(x [B, S, heads*D], cos, sin, positions?) -> y [B, S, heads*D]
  *
  * q [B, S, H*D]; k, v [B, T, KV*D] (T = S but for cross attention); with k and v absent q is packed
  * [B, S, (H+2*KV)*D]. Per head: RMS norm of q and k (qGain, kGain, `normEpsilon`), then rotary of the
@@ -295,35 +294,5 @@ const attention: OpDefinition = {
   },
 };
 
-/** Attributes `heads`, `rotaryDims`, `interleaved`; positions absent: 0, 1, …. */
-const rotary: OpDefinition = {
-  op: 'Rotary',
-  domain: internalDomain,
-  inputs: [3, 4],
-  outputs: [1, 1],
-  infer(context) {
-    const { dtype, shape } = context.input(0);
-    expectRank(context, 'x', shape, 3);
-    if (context.node.int('heads', 0) < 1) throw opError(context, 'heads must be positive');
-    return [{ dtype, shape }];
-  },
-  evaluate(context) {
-    const { node } = context;
-    const x = context.input(0);
-    const [batch = 1, length = 1, hidden = 1] = x.shape;
-    const heads = node.int('heads', 1);
-    const width = hidden / heads;
-    const turned = splitHeads(floatsOf(x), batch, length, heads, width);
-    rotate(turned, batch, heads, length, width, {
-      cos: floatsOf(context.input(1)),
-      sin: floatsOf(context.input(2)),
-      pairs: node.int('rotaryDims', width) / 2,
-      interleaved: node.int('interleaved', 0) === 1,
-      rowOf: rowOf(context.inputs[3], length, 0),
-    });
-    return [writeNumbers(x.dtype, x.shape, joinHeads(turned, batch, heads, length, width))];
-  },
-};
-
-/** Fused attention and the rotary embedding by itself. */
-export const fusedAttentionOps: readonly OpDefinition[] = [attention, rotary];
+/** Fused attention. */
+export const fusedAttentionOps: readonly OpDefinition[] = [attention];
