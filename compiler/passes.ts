@@ -36,6 +36,7 @@ import { mergeLinears } from './passes/merge-linears.ts';
 import type { PassEntry } from './passes/pass-options.ts';
 import { passEntry } from './passes/pass-options.ts';
 import type { Pass, PassGroup } from './passes/pass.ts';
+import { quantizeActivations, quantizeActivationsDefaults } from './passes/quantize-activations.ts';
 import { quantizeWeights, quantizeWeightsDefaults } from './passes/quantize-weights.ts';
 import { reassociateReshapes } from './passes/reassociate-reshapes.ts';
 import { rotateSpine, rotateSpineDefaults } from './passes/rotate-spine.ts';
@@ -45,6 +46,7 @@ import { simplifyResize } from './passes/simplify-resize.ts';
 import { simplifyShapes } from './passes/simplify-shapes.ts';
 import { sinkTransposes } from './passes/sink-transposes.ts';
 import { specializeShapes, specializeShapesDefaults } from './passes/specialize-shapes.ts';
+import { splitCaches } from './passes/split-caches.ts';
 import { unpackAttention } from './passes/unpack-attention.ts';
 import { widenHalves } from './passes/widen-halves.ts';
 
@@ -110,6 +112,11 @@ export const passes: readonly PassEntry[] = [
     mergeLinears,
   ),
   passEntry(
+    'Makes products of 8-bit integers, for onnxruntime.',
+    quantizeActivationsDefaults,
+    quantizeActivations,
+  ),
+  passEntry(
     'Stores weight matrices and tables in fewer bits.',
     quantizeWeightsDefaults,
     quantizeWeights,
@@ -142,6 +149,7 @@ export const passes: readonly PassEntry[] = [
     specializeShapesDefaults,
     specializeShapes,
   ),
+  passEntry('Gives keys and values that are stacked in one cache one each.', {}, splitCaches),
   passEntry('Takes apart the packed inputs of fused attention ops.', {}, unpackAttention),
   passEntry('Computes in f32 what a model computes in half precision.', {}, widenHalves),
 ];

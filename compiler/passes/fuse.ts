@@ -14,6 +14,7 @@ export const fuse: readonly PipelineStep[] = [
   'widen-halves',
   'expand-einsum',
   'unpack-attention',
+  'split-caches',
   // and no value that is needed for its shape alone
   'lift-shapes',
   // the parts that others contain
