@@ -10,6 +10,7 @@
 import { FettleError } from '../runtime/errors.ts';
 import type { CompiledBundle, CompileOptions } from './compile-options.ts';
 import { relativeLoss } from './compile-options.ts';
+import { WEIGHT_ALIGNMENT } from './emit/layout.ts';
 import { parseFormat } from './quant/formats.ts';
 import type { Recipe } from './recipe.ts';
 import { averageBits, isAuto } from './recipe.ts';
@@ -28,7 +29,7 @@ import type { BuildRequest, BuiltBundle, WeightStorage } from './write-bundle.ts
 import { writeBundle } from './write-bundle.ts';
 
 /** Times that a bundle is built again because it came out larger than predicted. */
-const REBUILDS = 3;
+const REBUILDS = 5;
 
 /**
  * Writes the bundle of a target with weights fitted to data.
@@ -78,7 +79,9 @@ class CalibratedBuild {
 
   /** Formats for a size, for average bits, for memory, or for all of them. */
   async withinBudget(): Promise<BuiltBundle> {
-    const { recipe, target, options, output } = this.request;
+    const { recipe, target, options, output, front } = this.request;
+    const { parameters } = front.facts;
+    const bits = averageBits(recipe.weights);
     const search = await this.search();
     try {
       for (let attempt = 0; ; attempt++) {
@@ -90,11 +93,16 @@ class CalibratedBuild {
           `${target.id}: ${formatBytes(chosen.bytes)} of ${formatBytes(budget)} for weights in ${new Set(chosen.rows.map(({ option }) => option)).size} formats, predicted ${table.metric} ${chosen.error.toPrecision(3)}.`,
         );
         const built = await this.write(search, chosen);
-        const over = recipe.maxSize === undefined ? 0 : built.bundle.bytes - recipe.maxSize;
-        if (over <= 0) return built;
-        // the rest of the bundle came out larger than the first one said
+        const { bytes, weightBytes } = built.bundle;
+        const overSize = recipe.maxSize === undefined ? 0 : bytes - recipe.maxSize;
+        const overBits = bits === undefined ? 0 : weightBytes - (bits * parameters) / 8;
+        if (overSize <= 0 && overBits <= 0) return built;
+        // the rest of the bundle came out larger than in the smallest one
         if (attempt >= REBUILDS) this.checkSize(built);
-        search.setRest({ ...table, overheadBytes: table.overheadBytes + over });
+        search.setRest({
+          fixedBytes: table.fixedBytes + withMargin(overBits),
+          overheadBytes: table.overheadBytes + withMargin(overSize),
+        });
         output.restart();
       }
     } finally {
@@ -253,17 +261,24 @@ class CalibratedBuild {
   }
 
   private checkSize({ bundle }: BuiltBundle): void {
-    const { maxSize } = this.request.recipe;
-    if (maxSize === undefined || bundle.bytes <= maxSize) return;
+    const { maxSize, weights } = this.request.recipe;
+    const bits = averageBits(weights);
+    const isLarge = maxSize !== undefined && bundle.bytes > maxSize;
+    if (!isLarge && (bits === undefined || bundle.averageBits <= bits)) return;
     throw new FettleError(
       'BUDGET_EXCEEDED',
-      `The bundle for "${bundle.target}" takes ${formatBytes(bundle.bytes)} with weights in ${bundle.weights}; the budget is ${formatBytes(maxSize)}.`,
+      `The bundle for "${bundle.target}" takes ${formatBytes(bundle.bytes)} and ${bundle.averageBits.toFixed(3)} bits a parameter with weights in ${bundle.weights}; the budget is ${isLarge ? formatBytes(maxSize) : `${bits} bits`}.`,
       {
         at: { target: bundle.target, option: 'maxSize', bytes: bundle.bytes },
         fix: 'Use a smaller format, or name none to have formats chosen.',
       },
     );
   }
+}
+
+/** Bytes to leave for what came out too large; rounding and alignment may add some more. */
+function withMargin(bytes: number): number {
+  return bytes <= 0 ? 0 : Math.ceil(1.25 * bytes) + 2 * WEIGHT_ALIGNMENT;
 }
 
 function withoutBudgets(recipe: Recipe): Recipe {

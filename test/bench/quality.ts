@@ -4,7 +4,7 @@
  * and head, scales, zero points, padding and alignment are counted; sizes are those of target `wasm`.
  * Everything is computed in f32 with the dequantized weights.
  *
- *   uniform RTN, GPTQ   the better of the two largest formats whose nominal bits fit (w3g16 counts 4.0)
+ *   uniform RTN, GPTQ   the largest format whose nominal bits fit (w3g16 counts 4.0)
  *   hawq lim zd baq     our candidates, rounded by GPTQ as ours are, divided as those papers do
  *   ours                the sensitivity table and the solver, rounded by GPTQ
  *
@@ -135,14 +135,13 @@ function setAll(live: LiveModel, assignments: ReadonlyMap<string, Assignment>): 
     if (matrix !== undefined) live.setWeight(name, dequantizeMatrix(matrix));
 }
 
-/** The two largest uniform formats that nominally fit, inputs per channel of the typical matrix given. */
-function uniformFormats(bits: number, columns: number): readonly WeightFormat[] {
+/** The largest uniform format that nominally fits, inputs per channel of the typical matrix given. */
+function uniformFormat(bits: number, columns: number): WeightFormat | undefined {
   return numberFormats
     .flatMap((format) => (format.kind === 'integer' ? [format] : []))
     .filter(({ group }) => group !== 'channel')
     .filter((format) => bitsPerWeight(format, columns) <= bits + 1e-9)
-    .toSorted((a, b) => bitsPerWeight(b, columns) - bitsPerWeight(a, columns))
-    .slice(0, 2);
+    .toSorted((a, b) => bitsPerWeight(b, columns) - bitsPerWeight(a, columns))[0];
 }
 
 async function nib(): Promise<void> {
@@ -211,12 +210,9 @@ async function nib(): Promise<void> {
       ['uniform GPTQ', gptq] as const,
       ['uniform RTN', nearest] as const,
     ]) {
-      let best: { value: number; format: string } | undefined;
-      for (const format of uniformFormats(bits, 192)) {
-        const value = await measure(calibrated, calibrated.uniform(format));
-        if (best === undefined || value < best.value) best = { value, format: format.name };
-      }
-      if (best !== undefined) add(bits, method, best.value, best.format);
+      const format = uniformFormat(bits, 192);
+      if (format === undefined) continue;
+      add(bits, method, await measure(calibrated, calibrated.uniform(format)), format.name);
     }
     for (const method of baselineNames.filter((name) => name !== 'uniform')) {
       const found = allocate(search.table, { bytes }, method);
