@@ -5,6 +5,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { analyzeDecoder } from '../../compiler/analyze/decoder.ts';
 import { cloneModel } from '../../compiler/ir/clone.ts';
 import { evaluate } from '../../compiler/ir/evaluate.ts';
 import { parseModel } from '../../compiler/ir/parse.ts';
@@ -18,6 +19,7 @@ import {
 } from '../../compiler/ops/fused-attention.ts';
 import { pipelineFrom } from '../../compiler/passes.ts';
 import { runPasses } from '../../compiler/run-passes.ts';
+import { tensor } from '../../runtime/tensor.ts';
 import { ortWasm } from '../../targets/ort-wasm.ts';
 import { expectSame } from '../support/expect-same.ts';
 import { runOnOrt } from '../support/ort-run.ts';
@@ -296,3 +298,47 @@ for (const [name, text] of Object.entries(cases))
     expectSame(got, wanted, { tolerance: 2e-6, what: 'fused' });
     expectSame(ran, wanted, { tolerance: 1e-5, what: 'on onnxruntime' });
   });
+
+test('GPT-2: keys and values of a layer stacked in one cache get a cache each', async () => {
+  const model =
+    parseModel(`graph (input_ids: i64[b, s], past_0: f32[2, b, 2, p, 4]) -> (logits, present_0) {
+  opset 17
+  opset com.microsoft 1
+  ${weight('table', 5, 8)}
+  ${weight('w', 8, 24)}
+  ${weight('c', 24)}
+  ${weight('wo', 8, 5)}
+  %x = Gather(%table, %input_ids)
+  %y, %present_0 = com.microsoft::Attention(%x, %w, %c, _, %past_0) {num_heads = 2, unidirectional = 1}
+  %logits = MatMul(%y, %wo)
+}`);
+  const original = cloneModel(model);
+  await runPasses(model, pipelineFrom(['clean-up', 'fuse']));
+  verifyModel(model);
+  assert.equal(model.graph.nodeCount, 4);
+  const names = [...model.graph.inputs, ...model.graph.outputs].map(({ name }) => name);
+  const caches = ['past_0.key', 'past_0.value', 'present_0.key', 'present_0.value'];
+  assert.deepEqual(names, ['input_ids', ...caches.slice(0, 2), 'logits', ...caches.slice(2)]);
+  assert.equal(analyzeDecoder(model).decoder?.state.length, 2);
+  const inputs = seededInputs(original, 2, { b: 1, s: 3, p: 4 });
+  const past = inputs.get('past_0')?.data as Float32Array;
+  const halves = [past.slice(0, past.length / 2), past.slice(past.length / 2)];
+  const split = new Map(inputs);
+  split.delete('past_0');
+  caches.slice(0, 2).forEach((name, index) => {
+    split.set(name, tensor('f32', [1, 2, 4, 4], halves[index] ?? past));
+  });
+  const wanted = evaluate(original, inputs);
+  const got = evaluate(model, split);
+  const [logits, present] = [wanted.get('logits'), wanted.get('present_0')];
+  const stacked = caches.slice(2).flatMap((name) => Array.from(got.get(name)?.data ?? [], Number));
+  assert.ok(logits !== undefined && present !== undefined);
+  const seen = got.get('logits');
+  assert.ok(seen !== undefined);
+  // sums in another order
+  expectSame(seen, logits, { tolerance: 1e-6, what: 'logits' });
+  expectSame(tensor('f32', present.shape, Float32Array.from(stacked)), present, {
+    tolerance: 1e-6,
+    what: 'caches',
+  });
+});
