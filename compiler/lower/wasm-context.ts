@@ -18,7 +18,7 @@ import { Weight } from '../ir/weight.ts';
 import { floatsOf } from './pack-weights.ts';
 import { dequantizeBehind, unpackWeights } from './wasm-unpack.ts';
 import type { Address, Buffer, Segment, Step, Word } from './plan.ts';
-import { addressOf, linearOf, P, S, shifted, stepOf } from './plan.ts';
+import { addressOf, linearOf, P, S, shifted, sizeAt, stepOf } from './plan.ts';
 
 /** How elements of an activation are stored. */
 export type ElementType = 'f32' | 'i32';
@@ -113,6 +113,18 @@ export class Lowering {
     if (linearOf(dim) === undefined)
       throw new Unsupported(`the size ${dim} of "${name}" is not known; fix it with --shape`);
     return dim;
+  }
+
+  /** The largest value of a size over all calls. */
+  largest(dim: Dim): number {
+    const { chunk, context } = this.sizes;
+    const corners: readonly (readonly [number, number])[] = [
+      [1, 0],
+      [chunk, 0],
+      [chunk, context - chunk],
+      [1, context - 1],
+    ];
+    return Math.max(...corners.map(([s, p]) => sizeAt(dim, s, p) ?? 0));
   }
 
   /** A size that must be a number. */

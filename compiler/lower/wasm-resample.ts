@@ -26,6 +26,7 @@ import { activated, call, input } from './wasm-expression.ts';
 import { dequantized } from './wasm-linear.ts';
 import { axisOf, lowerPadConstant, move, sizesOf, stridesOf } from './wasm-movement.ts';
 import { dequantizeBehind } from './wasm-unpack.ts';
+import { convPanel } from './wasm-vision.ts';
 
 /** ConvTranspose over one or two axes. */
 export function lowerConvTranspose(lowering: Lowering, node: Node): void {
@@ -56,7 +57,7 @@ export function lowerConvTranspose(lowering: Lowering, node: Node): void {
   const taps = perGroup * kh * kw;
   const wide = groups * taps;
   const product = lowering.fresh(`${node.name} windows`, [batch, wide, hin * win]);
-  const panelBytes = (cin / groups) * 64;
+  const panelBytes = convPanel(lowering, cin / groups, [1, hin * win]);
   lowering.emit(
     'CONV',
     {

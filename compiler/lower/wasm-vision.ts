@@ -72,6 +72,40 @@ function samePads(
   return [top, left, bottom, right];
 }
 
+/** Most positions of a panel. */
+const PANEL_POSITIONS = 64;
+/** A panel that the second cache of any machine holds beside the filters. */
+const PANEL_BYTES = 160 << 10;
+
+/** Bytes of the panel of a convolution (abi-tensors.ts, CONV). */
+export function convPanel(lowering: Lowering, taps: number, image: readonly [Dim, Dim]): number {
+  const positions = lowering.largest(multiplyDims(...image));
+  const { threads } = lowering.sizes;
+  // two panels a thread at least, if there is enough
+  const share = threads === 1 ? positions : Math.ceil(positions / (2 * threads));
+  const fitting = Math.floor(PANEL_BYTES / (taps * 4));
+  const most = Math.min(PANEL_POSITIONS, share, Math.max(16, fitting));
+  return taps * 4 * Math.ceil(most / 8) * 8;
+}
+
+function depthwisePanel(lowering: Lowering, window: Window): number {
+  const [kh, kw] = window.kernel;
+  const beyond = Math.floor(((kw - 1) * window.dilations[1]) / window.strides[1]);
+  const [columns, rows, height] = [
+    lowering.largest(window.planes.out[1]),
+    lowering.largest(window.planes.out[0]),
+    lowering.largest(window.planes.in[0]),
+  ];
+  const up = (count: number): number => Math.ceil(count / 4) * 4;
+  const run = up(columns) + Math.floor((beyond + 4) / 4) * 4;
+  const band = Math.min(abi.DEPTHWISE_BAND, rows);
+  const held = Math.min(
+    height,
+    (band - 1) * window.strides[0] + (kh - 1) * window.dilations[0] + 1,
+  );
+  return (up(kw) + held * run * window.strides[1]) * 4;
+}
+
 /** Conv of ONNX, and fettle.Conv with what follows it. */
 export function lowerConv(lowering: Lowering, node: Node): void {
   const [x, w, bias, residual] = [node.input(0), node.input(1), node.inputs[2], node.inputs[3]];
@@ -87,8 +121,10 @@ export function lowerConv(lowering: Lowering, node: Node): void {
   const { alpha, beta } = activations[name];
   const y = lowering.output(node);
   const depthwise = groups === cin && groups === shape[0];
-  const panelBytes = depthwise ? 0 : (cin / groups) * window.kernel[0] * window.kernel[1] * 64;
-  const panel = panelBytes === 0 ? 0 : addressOf(lowering.panel(panelBytes));
+  const panelBytes = depthwise
+    ? depthwisePanel(lowering, window)
+    : convPanel(lowering, (cin / groups) * window.kernel[0] * window.kernel[1], window.planes.out);
+  const panel = addressOf(lowering.panel(panelBytes));
   const [scale, shift] = fused ? [node.float('scale', 1), node.float('shift', 0)] : [1, 0];
   const scaled = scale !== 1 || shift !== 0;
   const late = scaled && node.int('residualFirst', 0) === 0 ? residual : undefined;
@@ -123,7 +159,7 @@ export function lowerConv(lowering: Lowering, node: Node): void {
       PANEL: panel,
       PANELBYTES: panelBytes,
     },
-    { why: depthwise ? 'depthwise, in place of im2col' : 'im2col panels of 16 positions' },
+    { why: depthwise ? 'depthwise, padded rows' : 'im2col panels' },
   );
   if (!scaled) return;
   const affine = call('add', call('mul', input(0), number(scale)), number(shift));

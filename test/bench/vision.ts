@@ -22,7 +22,7 @@ import { planBundle } from '../support/plan-session.ts';
 import { tracedRun } from '../support/profile-plan.ts';
 import { rangeDistance } from '../support/range-distance.ts';
 import { seededInputs } from '../support/seeded-inputs.ts';
-import { speechModels } from '../support/speech-models.ts';
+import { speechModels, withFixed } from '../support/speech-models.ts';
 import { timedSizes, visionModels } from '../support/vision-models.ts';
 
 interface Row {
@@ -76,11 +76,7 @@ async function measure(
 ): Promise<Row> {
   const bytes = readFileSync(path);
   const original = decodeModel(bytes);
-  const inputs = seededInputs(original, 1, sizes);
-  for (const [input, value] of Object.entries(fixed)) {
-    const tensor = inputs.get(input);
-    if (tensor !== undefined) tensor.data.fill(BigInt(value) as never);
-  }
+  const inputs = withFixed(seededInputs(original, 1, sizes), fixed);
   const model = decodeModel(bytes);
   inferModel(model, { contradictions: 'warn' });
   const shapes = Object.fromEntries(

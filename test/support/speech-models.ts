@@ -1,5 +1,7 @@
 /** Models of speech that are measured and checked; files may be absent. */
 import { join } from 'node:path';
+import { writeNumbers } from '../../compiler/ops/numbers.ts';
+import type { Tensor } from '../../runtime/tensor.ts';
 import { sharedPath } from './shared.ts';
 
 /** One of them. */
@@ -42,3 +44,19 @@ export const speechModels: readonly SpeechModel[] = [
     fixed: {},
   },
 ];
+
+/** Inputs where those that become constants have their value. */
+export function withFixed(
+  inputs: ReadonlyMap<string, Tensor>,
+  fixed: Readonly<Record<string, number>>,
+): Map<string, Tensor> {
+  return new Map(
+    [...inputs].map(([name, tensor]) => {
+      const value = fixed[name];
+      if (value === undefined) return [name, tensor];
+      const { dtype, shape, data } = tensor;
+      const filled = Array.from({ length: data.length }, () => value);
+      return [name, writeNumbers(dtype, shape, filled)];
+    }),
+  );
+}

@@ -210,8 +210,11 @@ export const MATMUL_END = 21;
 
 // --- CONV: NCHW convolution in f32 (1-D: height 1). W: [COUT, CIN/GROUPS, KH, KW] row-major ---
 // y = act(conv + BIAS) + RESIDUAL, or RESIDUALFIRST: act(conv + BIAS + RESIDUAL). RESIDUAL as Y.
-// PANEL: working memory of PANELBYTES for each of the plan's threads, one after another;
-// PANELBYTES = CIN/GROUPS * KH * KW * 64 (16 output positions of the im2col matrix). Depthwise needs none.
+// PANEL: working memory of PANELBYTES for each of the plan's threads, one after another: K * 4 bytes for each of 8
+// to 64 output positions, a multiple of 8 (K = CIN/GROUPS * KH * KW). Depthwise (GROUPS = CIN = COUT):
+// ((KW + 3) & ~3) * 4 bytes, and R rows of run * STRIDEW * 4 bytes, run = ((WOUT + 3) & ~3) +
+// (((KW - 1) * DILATIONW / STRIDEW + 4) & ~3), R = min(HIN, (min(DEPTHWISE_BAND, HOUT) - 1) * STRIDEH +
+// (KH - 1) * DILATIONH + 1).
 export const CONV = 19;
 export const CONV_X = 2;
 export const CONV_Y = 3;
@@ -240,6 +243,8 @@ export const CONV_RESIDUAL = 25;
 export const CONV_RESIDUALFIRST = 26;
 export const CONV_PANEL = 27;
 export const CONV_PANELBYTES = 28;
+/** Output rows of a plane that a depthwise convolution computes at a time. */
+export const DEPTHWISE_BAND = 16;
 export const CONV_END = 29;
 
 // --- POOL: max or average over windows of f32 [PLANES, HIN, WIN] ---

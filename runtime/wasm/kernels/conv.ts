@@ -1,9 +1,14 @@
 /**
- * CONV: NCHW convolution in f32. Sixteen output positions at a time become a panel [K][16] of the im2col
- * matrix (K = channels of a group * KH * KW), which all output channels of the group then multiply.
- * Depthwise convolutions (one channel in a group) read their input directly.
+ * CONV: NCHW convolution in f32, in three forms.
+ *
+ *   one position   a 1x1 convolution of a 1x1 image is a product of a matrix and a vector
+ *   depthwise      conv-depthwise.ts
+ *   all others     up to 64 output positions at a time become a panel [tile of 8][K][8] of the im2col matrix
+ *                  (K = channels of a group * KH * KW). Four rows of filters, which the first cache holds,
+ *                  meet all tiles of the panel, which the second one holds, so filters are read once a panel.
  */
 import {
+  ACT_RELU,
   CONV_ACTIVATION,
   CONV_ALPHA,
   CONV_BATCH,
@@ -32,10 +37,16 @@ import {
   CONV_X,
   CONV_Y,
 } from './abi.ts';
-import { address, float, fused, shareStart, word } from './core.ts';
+import { depthwise } from './conv-depthwise.ts';
+import { address, float, shareStart, word } from './core.ts';
 import { loadUpTo, storeUpTo } from './epilogue.ts';
-import { tile1x8, tile4x8 } from './gemm.ts';
+import { tile1x8, tile4x8, transposedRow } from './gemm.ts';
 import { activate } from './math.ts';
+
+/** Positions of a tile. */
+const TILE = 8;
+/** Bytes of scratch that one tile's results take. */
+const RESULTS: usize = 128;
 
 export function conv(step: usize, scratch: usize, thread: i32, threads: i32): void {
   const groups = word(step, CONV_GROUPS);
@@ -44,27 +55,65 @@ export function conv(step: usize, scratch: usize, thread: i32, threads: i32): vo
     return;
   }
   const positions = word(step, CONV_HOUT) * word(step, CONV_WOUT);
-  const panels = (positions + 15) >> 4;
+  const K = (word(step, CONV_CIN) / groups) * word(step, CONV_KH) * word(step, CONV_KW);
+  if (positions == 1 && K == word(step, CONV_CIN) && word(step, CONV_PADTOP) == 0) {
+    if (word(step, CONV_HIN) * word(step, CONV_WIN) == 1) {
+      onePosition(step, K, thread, threads);
+      return;
+    }
+  }
+  const bytes = word(step, CONV_PANELBYTES);
+  const most = bytes / (K << 2);
+  const panels = (positions + most - 1) / most;
   const items = word(step, CONV_BATCH) * groups * panels;
-  const panel = address(step, CONV_PANEL) + thread * word(step, CONV_PANELBYTES);
+  const panel = address(step, CONV_PANEL) + thread * bytes;
   const end = shareStart(items, thread + 1, threads);
   for (let i = shareStart(items, thread, threads); i < end; i++) {
-    const first = (i % panels) << 4;
+    const first = (i % panels) * most;
     const group = (i / panels) % groups;
     const batch = i / panels / groups;
-    fillPanel(step, panel, batch, group, first, positions);
-    multiplyPanel(step, panel, scratch, batch, group, first, positions);
+    const count = min(most, positions - first);
+    fillPanel(step, panel, scratch + RESULTS, batch, group, first, count, K);
+    multiplyPanel(step, panel, scratch, batch, group, first, count, K);
   }
 }
 
-/** Input values under every tap for 16 output positions from `first`; zeros outside. */
+/** Filters times the one column there is; threads share output channels, four at a time. */
+function onePosition(step: usize, K: i32, thread: i32, threads: i32): void {
+  const channels = word(step, CONV_COUT);
+  const quads = (channels + 3) >> 2;
+  const from = shareStart(quads, thread, threads) << 2;
+  const to = min(channels, shareStart(quads, thread + 1, threads) << 2);
+  if (from >= to) return;
+  const bias = address(step, CONV_BIAS);
+  const batches = word(step, CONV_BATCH);
+  for (let batch = 0; batch < batches; batch++) {
+    const x = address(step, CONV_X) + ((batch * K) << 2);
+    const y = address(step, CONV_Y) + ((batch * channels + from) << 2);
+    const w = address(step, CONV_W) + ((from * K) << 2);
+    transposedRow(x, w, K << 2, y, K, to - from, f32x4.splat(1));
+    for (let o = from; o < to; o += 4) {
+      const left = to - o;
+      const b = bias ? loadUpTo(bias + (o << 2), left) : f32x4.splat(0);
+      const at = batch * channels + o;
+      finish(step, loadUpTo(address(step, CONV_Y) + (at << 2), left), b, at, left);
+    }
+  }
+}
+
+/**
+ * Input values under every tap for `count` output positions from `first`; zeros outside. `table` is
+ * working memory: the input row and column of each position, and whether a tile lies in one row.
+ */
 function fillPanel(
   step: usize,
   panel: usize,
+  table: usize,
   batch: i32,
   group: i32,
   first: i32,
-  positions: i32,
+  count: i32,
+  K: i32,
 ): void {
   const height = word(step, CONV_HIN);
   const width = word(step, CONV_WIN);
@@ -72,50 +121,92 @@ function fillPanel(
   const columns = word(step, CONV_WOUT);
   const kh = word(step, CONV_KH);
   const kw = word(step, CONV_KW);
+  const strideH = word(step, CONV_STRIDEH);
   const strideW = word(step, CONV_STRIDEW);
   const dilationH = word(step, CONV_DILATIONH);
   const dilationW = word(step, CONV_DILATIONW);
   const plane: usize = (height * width) << 2;
-  const x =
+  const tiles = (count + TILE - 1) / TILE;
+  const tileBytes: usize = K << 5;
+  const padTop = word(step, CONV_PADTOP);
+  const padLeft = word(step, CONV_PADLEFT);
+  let x =
     address(step, CONV_X) + <usize>(batch * word(step, CONV_CIN) + group * channels) * plane;
-  const row0 = first / columns;
-  const together = first + 16 <= positions && (first + 15) / columns == row0 && strideW == 1;
-  for (let ky = 0; ky < kh; ky++) {
-    for (let kx = 0; kx < kw; kx++) {
-      const tap = panel + ((ky * kw + kx) << 6);
-      const dy = ky * dilationH - word(step, CONV_PADTOP);
-      const dx = kx * dilationW - word(step, CONV_PADLEFT);
-      const y0 = row0 * word(step, CONV_STRIDEH) + dy;
-      const x0 = first - row0 * columns + dx;
-      if (together && y0 >= 0 && y0 < height && x0 >= 0 && x0 + 16 <= width) {
-        // all sixteen neighbours in one input row
-        let from = x + ((y0 * width + x0) << 2);
-        let to = tap;
-        for (let c = 0; c < channels; c++) {
-          v128.store(to, v128.load(from, 0), 0);
-          v128.store(to, v128.load(from, 16), 16);
-          v128.store(to, v128.load(from, 32), 32);
-          v128.store(to, v128.load(from, 48), 48);
-          from += plane;
-          to += (kh * kw) << 6;
-        }
-        continue;
+  // a plain 1x1 convolution reads every position where it is
+  if (kh * kw == 1 && strideH * strideW == 1 && padTop == 0 && padLeft == 0 && columns == width) {
+    x += first << 2;
+    for (let c = 0; c < channels; c++) {
+      let to = panel + (c << 5);
+      let j = 0;
+      for (; j + TILE <= count; j += TILE) {
+        v128.store(to, v128.load(x + (j << 2), 0), 0);
+        v128.store(to, v128.load(x + (j << 2), 16), 16);
+        to += tileBytes;
       }
-      for (let j = 0; j < 16; j++) {
-        const position = first + j;
-        const row = position / columns;
-        const iy = row * word(step, CONV_STRIDEH) + dy;
-        const ix = (position - row * columns) * strideW + dx;
-        const inside = position < positions && iy >= 0 && iy < height && ix >= 0 && ix < width;
-        let from = x + ((iy * width + ix) << 2);
-        let to = tap + (j << 2);
-        for (let c = 0; c < channels; c++) {
-          store<f32>(to, inside ? load<f32>(from) : 0);
-          from += plane;
-          to += (kh * kw) << 6;
+      for (let i = 0; j + i < count; i++) store<f32>(to + (i << 2), load<f32>(x + ((j + i) << 2)));
+      x += plane;
+    }
+    return;
+  }
+  const together = table + 1024;
+  let row = first / columns;
+  let column = first - row * columns;
+  for (let j = 0; j < tiles * TILE; j++) {
+    if ((j & 7) == 0) {
+      const whole = strideW == 1 && column + TILE <= columns && j + TILE <= count;
+      store<i32>(together + (j >> 1), whole ? 1 : 0);
+    }
+    // behind the last position there is nothing to read
+    store<i32>(table + (j << 3), j < count ? row * strideH - padTop : -(1 << 28));
+    store<i32>(table + (j << 3), column * strideW - padLeft, 4);
+    if (++column == columns) {
+      column = 0;
+      row++;
+    }
+  }
+  let k = 0;
+  for (let c = 0; c < channels; c++) {
+    for (let ky = 0; ky < kh; ky++) {
+      for (let kx = 0; kx < kw; kx++) {
+        const dy = ky * dilationH;
+        const dx = kx * dilationW;
+        let to = panel + (k << 5);
+        for (let t = 0; t < tiles; t++) {
+          const entry = table + (t << 6);
+          const iy = load<i32>(entry) + dy;
+          const ix = load<i32>(entry, 4) + dx;
+          const inRow = load<i32>(together + (t << 2)) != 0;
+          if (inRow && iy >= 0 && iy < height && ix >= 0 && ix + TILE <= width) {
+            const from = x + ((iy * width + ix) << 2);
+            v128.store(to, v128.load(from, 0), 0);
+            v128.store(to, v128.load(from, 16), 16);
+          } else {
+            fillTile(entry, to, x, dy, dx, height, width);
+          }
+          to += tileBytes;
         }
+        k++;
       }
     }
+    x += plane;
+  }
+}
+
+/** Eight values of a tile one by one. */
+function fillTile(
+  entry: usize,
+  to: usize,
+  x: usize,
+  dy: i32,
+  dx: i32,
+  height: i32,
+  width: i32,
+): void {
+  for (let j = 0; j < TILE; j++) {
+    const iy = load<i32>(entry + (j << 3)) + dy;
+    const ix = load<i32>(entry + (j << 3), 4) + dx;
+    const inside = <u32>iy < <u32>height && <u32>ix < <u32>width;
+    store<f32>(to + (j << 2), inside ? load<f32>(x + ((iy * width + ix) << 2)) : 0);
   }
 }
 
@@ -126,116 +217,55 @@ function multiplyPanel(
   batch: i32,
   group: i32,
   first: i32,
-  positions: i32,
+  count: i32,
+  K: i32,
 ): void {
-  const groups = word(step, CONV_GROUPS);
-  const channels = word(step, CONV_COUT) / groups;
-  const K = (word(step, CONV_CIN) / groups) * word(step, CONV_KH) * word(step, CONV_KW);
+  const channels = word(step, CONV_COUT) / word(step, CONV_GROUPS);
+  const positions = word(step, CONV_HOUT) * word(step, CONV_WOUT);
   const bytes = K << 2;
-  for (let half = 0; half < 16 && first + half < positions; half += 8) {
-    const count = min(8, positions - first - half);
-    const b = panel + (half << 2);
-    let o = group * channels;
-    const end = o + channels;
-    while (o < end) {
-      const rows = end - o >= 4 ? 4 : 1;
-      const w = address(step, CONV_W) + o * bytes;
-      if (rows == 4) tile4x8(w, bytes, b, 64, K, scratch);
-      else tile1x8(w, b, 64, K, scratch);
+  const bias = address(step, CONV_BIAS);
+  let o = group * channels;
+  const end = o + channels;
+  while (o < end) {
+    const rows = end - o >= 4 ? 4 : 1;
+    const w = address(step, CONV_W) + o * bytes;
+    let b = panel;
+    for (let j = 0; j < count; j += TILE) {
+      if (rows == 4) tile4x8(w, bytes, b, 32, K, scratch);
+      else tile1x8(w, b, 32, K, scratch);
       for (let r = 0; r < rows; r++) {
-        const channel = batch * word(step, CONV_COUT) + o + r;
-        const at = channel * positions + first + half;
+        const at = (batch * word(step, CONV_COUT) + o + r) * positions + first + j;
         const tile = scratch + (r << 5);
-        finish(step, v128.load(tile, 0), o + r, at, count);
-        if (count > 4) finish(step, v128.load(tile, 16), o + r, at + 4, count - 4);
+        const start = bias ? v128.load32_splat(bias + ((o + r) << 2)) : f32x4.splat(0);
+        finish(step, v128.load(tile, 0), start, at, count - j);
+        if (count - j > 4) finish(step, v128.load(tile, 16), start, at + 4, count - j - 4);
       }
-      o += rows;
+      b += K << 5;
     }
+    o += rows;
   }
 }
 
-/** Bias, residual, activation of up to four results of one channel, element `at` of the output. */
-function finish(step: usize, t: v128, channel: i32, at: i32, count: i32): void {
-  const bias = address(step, CONV_BIAS);
+/** Bias, residual, activation of up to four results, from element `at` of the output on. */
+@inline
+export function finish(step: usize, t: v128, bias: v128, at: i32, count: i32): void {
   const residual = address(step, CONV_RESIDUAL);
   const kind = word(step, CONV_ACTIVATION);
-  if (bias) t = f32x4.add(t, v128.load32_splat(bias + (channel << 2)));
+  t = f32x4.add(t, bias);
+  if (residual | kind) t = behind(step, t, residual, kind, at, count);
+  storeUpTo(address(step, CONV_Y) + (at << 2), t, count);
+}
+
+/** What seldom stands behind a convolution, and what costs a call. */
+function behind(step: usize, t: v128, residual: usize, kind: i32, at: i32, count: i32): v128 {
   let rest = f32x4.splat(0);
   if (residual) rest = loadUpTo(residual + (at << 2), count);
   const before = word(step, CONV_RESIDUALFIRST) != 0;
   if (residual && before) t = f32x4.add(t, rest);
-  if (kind) {
+  if (kind == ACT_RELU) t = f32x4.max(t, f32x4.splat(0));
+  else if (kind) {
     const alpha = f32x4.splat(float(step, CONV_ALPHA));
     t = activate(kind, t, alpha, f32x4.splat(float(step, CONV_BETA)));
   }
-  if (residual && !before) t = f32x4.add(t, rest);
-  storeUpTo(address(step, CONV_Y) + (at << 2), t, count);
-}
-
-function depthwise(step: usize, thread: i32, threads: i32): void {
-  const rows = word(step, CONV_HOUT);
-  const channels = word(step, CONV_COUT);
-  const items = word(step, CONV_BATCH) * channels * rows;
-  const end = shareStart(items, thread + 1, threads);
-  for (let i = shareStart(items, thread, threads); i < end; i++) {
-    const plane = i / rows;
-    depthwiseRow(step, plane, plane % channels, i - plane * rows);
-  }
-}
-
-/** One output row of one channel; `plane` counts batches and channels. */
-function depthwiseRow(step: usize, plane: i32, channel: i32, row: i32): void {
-  const height = word(step, CONV_HIN);
-  const width = word(step, CONV_WIN);
-  const columns = word(step, CONV_WOUT);
-  const kh = word(step, CONV_KH);
-  const kw = word(step, CONV_KW);
-  const strideW = word(step, CONV_STRIDEW);
-  const dilationW = word(step, CONV_DILATIONW);
-  const left = word(step, CONV_PADLEFT);
-  const top = row * word(step, CONV_STRIDEH) - word(step, CONV_PADTOP);
-  const x = address(step, CONV_X) + ((plane * height * width) << 2);
-  const w = address(step, CONV_W) + ((channel * kh * kw) << 2);
-  for (let column = 0; column < columns; column += 4) {
-    const count = min(4, columns - column);
-    const x0 = column * strideW - left;
-    const fits = count == 4 && x0 >= 0 && x0 + 3 * strideW + (kw - 1) * dilationW < width;
-    let sum = f32x4.splat(0);
-    for (let ky = 0; ky < kh; ky++) {
-      const iy = top + ky * word(step, CONV_DILATIONH);
-      if (iy < 0 || iy >= height) continue;
-      const line = x + ((iy * width) << 2);
-      for (let kx = 0; kx < kw; kx++) {
-        const weight = v128.load32_splat(w + ((ky * kw + kx) << 2));
-        const ix = x0 + kx * dilationW;
-        let values: v128;
-        if (fits && strideW == 1) values = v128.load(line + (ix << 2));
-        else values = strided(line, ix, strideW, width, count);
-        sum = fused(values, weight, sum);
-      }
-    }
-    finish(step, sum, channel, (plane * rowsOf(step) + row) * columns + column, count);
-  }
-}
-
-@inline
-function rowsOf(step: usize): i32 {
-  return word(step, CONV_HOUT);
-}
-
-/** Values at ix, ix + stride, ... of a line; zeros outside 0..width-1. */
-function strided(line: usize, ix: i32, stride: i32, width: i32, count: i32): v128 {
-  const a = valueAt(line, ix, width);
-  const b = count > 1 ? valueAt(line, ix + stride, width) : 0;
-  const c = count > 2 ? valueAt(line, ix + 2 * stride, width) : 0;
-  const d = count > 3 ? valueAt(line, ix + 3 * stride, width) : 0;
-  let v = f32x4.splat(a);
-  v = f32x4.replace_lane(v, 1, b);
-  v = f32x4.replace_lane(v, 2, c);
-  return f32x4.replace_lane(v, 3, d);
-}
-
-@inline
-function valueAt(line: usize, ix: i32, width: i32): f32 {
-  return ix >= 0 && ix < width ? load<f32>(line + (ix << 2)) : 0;
+  return residual && !before ? f32x4.add(t, rest) : t;
 }

@@ -48,28 +48,83 @@ export function move(step: usize, _scratch: usize, thread: i32, threads: i32): v
   for (let d = 0; d < 5; d++) rows *= word(step, MOVE_D0 + d);
   // one long row splits too
   const parts = rows < threads ? threads : 1;
+  const start = shareStart(rows * parts, thread, threads);
   const end = shareStart(rows * parts, thread + 1, threads);
-  for (let i = shareStart(rows * parts, thread, threads); i < end; i++) {
-    let row = i / parts;
+  if (parts == 1) {
+    moveRows(step, start, end, inner, element, xStride, yStride);
+    return;
+  }
+  for (let i = start; i < end; i++) {
+    const row = i / parts;
     const first = shareStart(inner, i - row * parts, parts);
     const count = shareStart(inner, i - row * parts + 1, parts) - first;
-    let x = address(step, MOVE_X) + first * xStride;
-    let y = address(step, MOVE_Y) + first * yStride;
-    for (let d = 4; d >= 0; d--) {
-      const size = word(step, MOVE_D0 + d);
-      const next = row / size;
-      x += (row - next * size) * word(step, MOVE_XSTRIDE0 + d);
-      y += (row - next * size) * word(step, MOVE_YSTRIDE0 + d);
-      row = next;
-    }
-    const whole = xStride == element && yStride == element;
-    // memory.copy is a call out of the module, dear for a few bytes
-    if (whole && count * element >= 64) memory.copy(y, x, count * element);
-    else if (element == 4) moveRow<u32>(x, y, xStride, yStride, count);
-    else if (element == 8) moveRow<u64>(x, y, xStride, yStride, count);
-    else if (element == 2) moveRow<u16>(x, y, xStride, yStride, count);
-    else moveRow<u8>(x, y, xStride, yStride, count);
+    const x = address(step, MOVE_X) + offsetOf(step, row, MOVE_XSTRIDE0) + first * xStride;
+    const y = address(step, MOVE_Y) + offsetOf(step, row, MOVE_YSTRIDE0) + first * yStride;
+    moveSome(x, y, element, xStride, yStride, count);
   }
+}
+
+/** Bytes from the first row to row `row`, whose strides are at word `strides`. */
+function offsetOf(step: usize, row: i32, strides: i32): i32 {
+  let offset = 0;
+  for (let d = 4; d >= 0; d--) {
+    const size = word(step, MOVE_D0 + d);
+    const next = row / size;
+    offset += (row - next * size) * word(step, strides + d);
+    row = next;
+  }
+  return offset;
+}
+
+/** Rows `row` to `end` - 1, those of one D4 after the other without a division for each. */
+function moveRows(
+  step: usize,
+  row: i32,
+  end: i32,
+  inner: i32,
+  element: i32,
+  xStride: i32,
+  yStride: i32,
+): void {
+  const size = word(step, MOVE_D0 + 4);
+  const xStep = word(step, MOVE_XSTRIDE0 + 4);
+  const yStep = word(step, MOVE_YSTRIDE0 + 4);
+  while (row < end) {
+    let x = address(step, MOVE_X) + offsetOf(step, row, MOVE_XSTRIDE0);
+    let y = address(step, MOVE_Y) + offsetOf(step, row, MOVE_YSTRIDE0);
+    const stop = min(end, row - (row % size) + size);
+    if (element == 4 && inner < 4) {
+      // pixels that repeat, pairs and triples
+      for (; row < stop; row++) {
+        for (let i = 0; i < inner; i++) store<u32>(y + i * yStride, load<u32>(x + i * xStride));
+        x += xStep;
+        y += yStep;
+      }
+    } else {
+      for (; row < stop; row++) {
+        moveSome(x, y, element, xStride, yStride, inner);
+        x += xStep;
+        y += yStep;
+      }
+    }
+  }
+}
+
+function moveSome(
+  x: usize,
+  y: usize,
+  element: i32,
+  xStride: i32,
+  yStride: i32,
+  count: i32,
+): void {
+  const whole = xStride == element && yStride == element;
+  // memory.copy is a call out of the module, dear for a few bytes
+  if (whole && count * element >= 64) memory.copy(y, x, count * element);
+  else if (element == 4) moveRow<u32>(x, y, xStride, yStride, count);
+  else if (element == 8) moveRow<u64>(x, y, xStride, yStride, count);
+  else if (element == 2) moveRow<u16>(x, y, xStride, yStride, count);
+  else moveRow<u8>(x, y, xStride, yStride, count);
 }
 
 function moveRow<T>(x: usize, y: usize, xStride: i32, yStride: i32, count: i32): void {

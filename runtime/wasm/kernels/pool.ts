@@ -46,21 +46,37 @@ function poolWindow(step: usize, x: usize, top: i32, left: i32, height: i32, wid
   const kind = word(step, POOL_KIND);
   const kh = word(step, POOL_KH);
   const kw = word(step, POOL_KW);
-  // what an average that counts padding may count: no further than the padding reaches
-  const bottomEdge = height + word(step, POOL_PADBOTTOM);
-  const rightEdge = width + word(step, POOL_PADRIGHT);
+  const dilationH = word(step, POOL_DILATIONH);
+  const dilationW = word(step, POOL_DILATIONW);
+  // taps inside the image
+  const y0 = top < 0 ? (dilationH - 1 - top) / dilationH : 0;
+  const y1 = min(kh, (height - top + dilationH - 1) / dilationH);
+  const x0 = left < 0 ? (dilationW - 1 - left) / dilationW : 0;
+  const x1 = min(kw, (width - left + dilationW - 1) / dilationW);
+  const stepX: usize = dilationW << 2;
   let result: f32 = kind == 0 ? -Infinity : 0;
-  let count = 0;
-  for (let ky = 0; ky < kh; ky++) {
-    const iy = top + ky * word(step, POOL_DILATIONH);
-    for (let kx = 0; kx < kw; kx++) {
-      const ix = left + kx * word(step, POOL_DILATIONW);
-      if (iy >= 0 && iy < height && ix >= 0 && ix < width) {
-        const value = load<f32>(x + ((iy * width + ix) << 2));
-        result = kind == 0 ? max<f32>(result, value) : result + value;
-        count++;
-      } else if (kind == 2 && iy < bottomEdge && ix < rightEdge) count++;
+  for (let ky = y0; ky < y1; ky++) {
+    let at = x + (((top + ky * dilationH) * width + left + x0 * dilationW) << 2);
+    if (kind == 0) {
+      for (let kx = x0; kx < x1; kx++) {
+        result = max<f32>(result, load<f32>(at));
+        at += stepX;
+      }
+    } else {
+      for (let kx = x0; kx < x1; kx++) {
+        result += load<f32>(at);
+        at += stepX;
+      }
     }
   }
-  return kind == 0 || count == 0 ? result : result / <f32>count;
+  if (kind == 0) return result;
+  let count = max(0, y1 - y0) * max(0, x1 - x0);
+  if (kind == 2) {
+    // padding counts, but no further than it reaches
+    const bottom = height + word(step, POOL_PADBOTTOM) - top;
+    const right = width + word(step, POOL_PADRIGHT) - left;
+    const inH = min(kh, (bottom + dilationH - 1) / dilationH);
+    count = inH * min(kw, (right + dilationW - 1) / dilationW);
+  }
+  return count == 0 ? result : result / <f32>count;
 }
