@@ -51,16 +51,7 @@ import {
   TYPE_I64,
 } from './abi.ts';
 import { attendSingle } from './attention-single.ts';
-import {
-  HALF_FACTOR,
-  HALF_MASK,
-  address,
-  constant,
-  float,
-  halves,
-  shareStart,
-  word,
-} from './core.ts';
+import { HALF_MASK, address, constant, float, shareStart, word } from './core.ts';
 import { exp, tanh } from './math.ts';
 
 /** Keys a block. */
@@ -69,6 +60,12 @@ const RESULT: usize = 1024;
 const QUERY: usize = 5120;
 /** Bytes of a row of results or queries. */
 const ROW: usize = 1024;
+/**
+ * An f16 whose bits were moved to their places in an f32 is 2^112 too small. Products with what was
+ * multiplied by the first factor stay normal numbers; sums are multiplied by the second. Both are exact.
+ */
+const CARRIED: f32 = 1152921504606846976; // 2^60
+const REMAINING: f32 = 4503599627370496; // 2^52
 
 export function attention(step: usize, scratch: usize, thread: i32, threads: i32): void {
   const groups = word(step, ATTENTION_KVHEADS);
@@ -97,7 +94,9 @@ function attendTile(
 ): void {
   const size = word(step, ATTENTION_SIZE);
   const valueSize = word(step, ATTENTION_VSIZE);
-  const kind = word(step, ATTENTION_KVTYPE) == TYPE_F16 ? 1 : 0;
+  const half = word(step, ATTENTION_KVTYPE) == TYPE_F16;
+  // four heads or queries, or the three heads of a group
+  const kind = (half ? 1 : 0) + (rows - first == 3 ? 2 : 0);
   const keyToken = word(step, ATTENTION_KTOKEN);
   const valueToken = word(step, ATTENTION_VTOKEN);
   const keys =
@@ -109,6 +108,9 @@ function attendTile(
   const q = address(step, ATTENTION_Q) + batch * word(step, ATTENTION_QBATCH);
   const sinks = address(step, ATTENTION_SINKS);
 
+  // queries and probabilities carry part of the factor that f16 keys and values lack
+  const scale = float(step, ATTENTION_SCALE) * (half ? CARRIED : 1);
+  const carried = f32x4.splat(half ? CARRIED : 1);
   // each row's query, and the keys it sees: from..to-1
   let from = i32x4.splat(0);
   let to = from;
@@ -120,7 +122,7 @@ function attendTile(
     const query = row / heads;
     const head = group * heads + (row - query * heads);
     const at = q + query * word(step, ATTENTION_QTOKEN) + head * (size << 2);
-    scaleRow(at, scratch + QUERY + r * ROW, size, float(step, ATTENTION_SCALE));
+    scaleRow(at, scratch + QUERY + r * ROW, size, scale);
     const low = firstKey(step, query);
     const high = lastKey(step, query);
     start = min(start, low);
@@ -144,7 +146,7 @@ function attendTile(
     let total = f32x4.splat(0);
     for (let i = 0; i < count; i++) {
       const e = exp(f32x4.sub(v128.load(scratch + (i << 4)), shift));
-      v128.store(scratch + (i << 4), e);
+      v128.store(scratch + (i << 4), f32x4.mul(e, carried));
       total = f32x4.add(total, e);
     }
     peak = newPeak;
@@ -153,7 +155,8 @@ function attendTile(
   }
   const y = address(step, ATTENTION_Y) + batch * word(step, ATTENTION_YBATCH);
   const empty = f32x4.eq(sum, f32x4.splat(0));
-  const factor = v128.andnot(f32x4.div(f32x4.splat(1), sum), empty);
+  const inverse = f32x4.mul(f32x4.div(f32x4.splat(1), sum), f32x4.splat(half ? REMAINING : 1));
+  const factor = v128.andnot(inverse, empty);
   v128.store(scratch, factor);
   for (let r = 0; r < 4 && first + r < rows; r++) {
     const query = (first + r) / heads;
@@ -192,10 +195,11 @@ export function scaleRow(x: usize, y: usize, count: i32, factor: f32): void {
   }
 }
 
-/** Four values at element `i` of a row. */
+/** Four values at element `i` of a row; f16 are 2^112 too small. */
 @inline
-function elements(half: bool, row: usize, i: i32, mask: v128, factor: v128): v128 {
-  return half ? halves(row + (i << 1), mask, factor) : v128.load(row + (i << 2));
+function elements(half: bool, row: usize, i: i32, mask: v128): v128 {
+  if (!half) return v128.load(row + (i << 2));
+  return v128.and(i32x4.shl(v128.load16x4_s(row + (i << 1)), 13), mask);
 }
 
 // Called through tables so that each stays a function of its own, which engines compile better than one
@@ -210,28 +214,41 @@ type Adder = (
   keep: v128,
 ) => void;
 
-/** By KV type: f32, f16. */
+/** By KV type, f32 and f16, for four rows; then for three. */
 const scorers: StaticArray<Scorer> = [
   (scratch, keys, stride, size, count) => {
-    scoreKeys(false, scratch, keys, stride, size, count);
+    scoreKeys(false, 4, scratch, keys, stride, size, count);
   },
   (scratch, keys, stride, size, count) => {
-    scoreKeys(true, scratch, keys, stride, size, count);
+    scoreKeys(true, 4, scratch, keys, stride, size, count);
+  },
+  (scratch, keys, stride, size, count) => {
+    scoreKeys(false, 3, scratch, keys, stride, size, count);
+  },
+  (scratch, keys, stride, size, count) => {
+    scoreKeys(true, 3, scratch, keys, stride, size, count);
   },
 ];
 const adders: StaticArray<Adder> = [
   (scratch, values, stride, size, count, keep) => {
-    addValues(false, scratch, values, stride, size, count, keep);
+    addValues(false, 4, scratch, values, stride, size, count, keep);
   },
   (scratch, values, stride, size, count, keep) => {
-    addValues(true, scratch, values, stride, size, count, keep);
+    addValues(true, 4, scratch, values, stride, size, count, keep);
+  },
+  (scratch, values, stride, size, count, keep) => {
+    addValues(false, 3, scratch, values, stride, size, count, keep);
+  },
+  (scratch, values, stride, size, count, keep) => {
+    addValues(true, 3, scratch, values, stride, size, count, keep);
   },
 ];
 
-/** scores[t][row] = query row . key t, two keys at a time. */
+/** scores[t][row] = query row . key t, two keys at a time; the fourth of three rows is the third again. */
 @inline
 function scoreKeys(
   half: bool,
+  rows: i32,
   scratch: usize,
   keys: usize,
   stride: i32,
@@ -239,15 +256,15 @@ function scoreKeys(
   count: i32,
 ): void {
   const mask = constant(HALF_MASK);
-  const factor = constant(HALF_FACTOR);
+  const remaining = f32x4.splat(REMAINING);
   for (let t = 0; t < count; t += 2) {
     const other = t + 1 < count ? keys + stride : keys;
     let a0 = f32x4.splat(0), a1 = a0, a2 = a0, a3 = a0;
     let b0 = a0, b1 = a0, b2 = a0, b3 = a0;
     let q = scratch + QUERY;
     for (let i = 0; i < size; i += 4) {
-      const k = elements(half, keys, i, mask, factor);
-      const l = elements(half, other, i, mask, factor);
+      const k = elements(half, keys, i, mask);
+      const l = elements(half, other, i, mask);
       let x = v128.load(q, 0);
       a0 = f32x4.add(a0, f32x4.mul(x, k));
       b0 = f32x4.add(b0, f32x4.mul(x, l));
@@ -257,13 +274,21 @@ function scoreKeys(
       x = v128.load(q, 2048);
       a2 = f32x4.add(a2, f32x4.mul(x, k));
       b2 = f32x4.add(b2, f32x4.mul(x, l));
-      x = v128.load(q, 3072);
-      a3 = f32x4.add(a3, f32x4.mul(x, k));
-      b3 = f32x4.add(b3, f32x4.mul(x, l));
+      if (rows == 4) {
+        x = v128.load(q, 3072);
+        a3 = f32x4.add(a3, f32x4.mul(x, k));
+        b3 = f32x4.add(b3, f32x4.mul(x, l));
+      }
       q += 16;
     }
-    v128.store(scratch + (t << 4), sumRows(a0, a1, a2, a3), 0);
-    v128.store(scratch + (t << 4), sumRows(b0, b1, b2, b3), 16);
+    let a = sumRows(a0, a1, a2, rows == 4 ? a3 : a2);
+    let b = sumRows(b0, b1, b2, rows == 4 ? b3 : b2);
+    if (half) {
+      a = f32x4.mul(a, remaining);
+      b = f32x4.mul(b, remaining);
+    }
+    v128.store(scratch + (t << 4), a, 0);
+    v128.store(scratch + (t << 4), b, 16);
     keys += stride * 2;
   }
 }
@@ -343,6 +368,7 @@ function adjustScores(
 @inline
 function addValues(
   half: bool,
+  rows: i32,
   scratch: usize,
   values: usize,
   stride: i32,
@@ -351,7 +377,6 @@ function addValues(
   keep: v128,
 ): void {
   const mask = constant(HALF_MASK);
-  const factor = constant(HALF_FACTOR);
   const k0 = f32x4.splat(f32x4.extract_lane(keep, 0));
   const k1 = f32x4.splat(f32x4.extract_lane(keep, 1));
   const k2 = f32x4.splat(f32x4.extract_lane(keep, 2));
@@ -367,8 +392,8 @@ function addValues(
     let row = values;
     let p = scratch;
     for (let t = 0; t < count; t++) {
-      const v = elements(half, row, i, mask, factor);
-      const u = elements(half, row, next, mask, factor);
+      const v = elements(half, row, i, mask);
+      const u = elements(half, row, next, mask);
       let x = v128.load32_splat(p, 0);
       a0 = f32x4.add(a0, f32x4.mul(x, v));
       b0 = f32x4.add(b0, f32x4.mul(x, u));
@@ -378,9 +403,11 @@ function addValues(
       x = v128.load32_splat(p, 8);
       a2 = f32x4.add(a2, f32x4.mul(x, v));
       b2 = f32x4.add(b2, f32x4.mul(x, u));
-      x = v128.load32_splat(p, 12);
-      a3 = f32x4.add(a3, f32x4.mul(x, v));
-      b3 = f32x4.add(b3, f32x4.mul(x, u));
+      if (rows == 4) {
+        x = v128.load32_splat(p, 12);
+        a3 = f32x4.add(a3, f32x4.mul(x, v));
+        b3 = f32x4.add(b3, f32x4.mul(x, u));
+      }
       row += stride;
       p += 16;
     }
