@@ -131,7 +131,7 @@ export class LiveModel {
 
   /** Gives every unit its own matrix again. */
   reset(): void {
-    for (const unit of [...this.changed.keys()]) this.setWeight(unit);
+    for (const unit of this.changed.keys()) this.setWeight(unit);
   }
 
   /**

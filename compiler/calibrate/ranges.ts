@@ -75,7 +75,7 @@ export async function activationRanges(
 function withProducts(model: Model, options: Parameters<typeof productOf>[1]): ReadonlySet<string> {
   const rewriter = new Rewriter(model, inferNode);
   const wanted = new Set<string>();
-  for (const node of [...model.graph.nodes()]) {
+  for (const node of model.graph.nodes()) {
     const site = productOf(node, options);
     if (site === undefined || typeof site === 'string') continue;
     wanted.add(node.input(0).name);

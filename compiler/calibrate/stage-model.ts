@@ -50,9 +50,10 @@ function prune(rewriter: Rewriter): void {
   for (const node of [...graph.nodes()].toReversed())
     if (node.outputs.every((value) => value === undefined || value.useCount === 0))
       rewriter.remove(node);
-  for (const constant of [...graph.constants])
+  for (const constant of graph.constants)
     if (constant.useCount === 0) rewriter.removeConstant(graph, constant);
-  for (const input of [...graph.inputs]) if (input.useCount === 0) rewriter.removeInput(input);
+  for (const input of graph.inputs.filter(({ useCount }) => useCount === 0))
+    rewriter.removeInput(input);
 }
 
 function valuesOf(graph: Graph): Map<string, Value> {

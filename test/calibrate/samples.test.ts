@@ -94,9 +94,10 @@ test('arrays give one sample a row; bytes are pixels', () => {
   assert.equal(samples.count, 3);
   assert.deepEqual(samples.shapes.get('x'), [1, 2, 2]);
   const second = samples.at(1).get('x');
-  assert.deepEqual(second?.shape, [1, 2, 2]);
+  assert(second !== undefined);
+  assert.deepEqual(second.shape, [1, 2, 2]);
   assert.deepEqual(
-    [...(second?.data as Float32Array)],
+    [...(second.data as Float32Array)],
     [80, 100, 120, 140].map((v) => Math.fround(v / 255)),
   );
   assert.throws(() => arraySamples(b.model, new Map(), 'x.npz'), /nothing for input "x"/);

@@ -252,7 +252,8 @@ test('token weights are column sums of the attention matrix', async () => {
       changed.set(target.name, tensor('f32', source.shape, data));
       const part = stageModel(subject.model, names, [node.output(0).name]);
       const output = evaluate(part, changed).get(node.output(0).name);
-      const shares = (output?.data as Float32Array).reduce((a, b) => a + b, 0) / headSize;
+      assert(output !== undefined);
+      const shares = (output.data as Float32Array).reduce((a, b) => a + b, 0) / headSize;
       expectNear([received[token] ?? 0], [shares], `${name} token ${token}`);
     }
   }
