@@ -1,10 +1,11 @@
 /**
  * What fusion makes of a model, for `fettle inspect`: nodes before and after, and the blocks found.
  */
-import type { Block } from './analyze/blocks.ts';
+import type { Block, Unrecognised } from './analyze/blocks.ts';
 import { findBlocks } from './analyze/blocks.ts';
 import type { Model } from './ir/graph.ts';
 import { pipelineFrom } from './passes.ts';
+import type { PassReport } from './passes/pass.ts';
 import { runPasses } from './run-passes.ts';
 
 /** A fused model in numbers. */
@@ -38,8 +39,8 @@ export async function inspectBlocks(
   contextLength?: number,
 ): Promise<FusedInspection> {
   const options = contextLength === undefined ? {} : { contextLength };
-  await runPasses(model, pipelineFrom(['clean-up', 'fuse']), options);
-  const { blocks, outside, text } = findBlocks(model);
+  const reports = await runPasses(model, pipelineFrom(['clean-up', 'fuse']), options);
+  const { blocks, outside, text } = findBlocks(model, unfused(model, reports));
   return {
     blocks,
     fused: {
@@ -49,4 +50,19 @@ export async function inspectBlocks(
     },
     outline: text,
   };
+}
+
+/** Attentions that fusion saw and left, with its last word on each. */
+function unfused(model: Model, reports: readonly PassReport[]): readonly Unrecognised[] {
+  const left = new Set(
+    [...model.graph.nodes()].flatMap(({ name, outputs }) => [
+      name,
+      ...outputs.flatMap((output) => output?.name ?? []),
+    ]),
+  );
+  const found = new Map<string, string>();
+  for (const { pass, refusals } of reports)
+    for (const { at, why } of pass === 'fuse-attention' ? refusals : [])
+      if (left.has(at)) found.set(at, why);
+  return [...found].map(([at, why]) => ({ at, why }));
 }

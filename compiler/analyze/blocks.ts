@@ -9,6 +9,7 @@ import { attentionInputs, isFusedAttention, readAttention } from '../ops/fused-a
 import { isGatedLinear, isLinear } from '../ops/fused-linear.ts';
 import { isNorm, normInputs, normKind } from '../ops/fused-norm.ts';
 import { internalDomain } from '../ops/quantized.ts';
+import { describeParts } from './outline-parts.ts';
 
 /** An attention of a block. */
 export interface AttentionLayer {
@@ -93,8 +94,20 @@ function foundIn(nodes: readonly Node[]): readonly Found[] {
   return transformer.length > 0 ? transformer : residualBlocks(nodes);
 }
 
-/** Recognises the blocks of a model that has been fused. */
-export function findBlocks(model: Model): BlockOutline {
+/** Something that looked like a part of a block and was not recognised. */
+export interface Unrecognised {
+  /** Node. */
+  readonly at: string;
+  /** As a sentence. */
+  readonly why: string;
+}
+
+/**
+ * Recognises the blocks of a model that has been fused.
+ *
+ * @param unrecognised - attentions that fusion refused, for the text
+ */
+export function findBlocks(model: Model, unrecognised: readonly Unrecognised[] = []): BlockOutline {
   const nodes = [...model.graph.nodes()];
   const found = foundIn(nodes);
   const inside = new Set(found.flatMap((block) => [...block.members]));
@@ -103,7 +116,7 @@ export function findBlocks(model: Model): BlockOutline {
     if (!inside.has(node)) outside.set(opName(node), (outside.get(opName(node)) ?? 0) + 1);
   const blocks = found.map(({ block, members }): Block => ({ ...block, nodes: members.size }));
   const rest = Object.fromEntries([...outside].sort(([a, x], [b, y]) => y - x || (a < b ? -1 : 1)));
-  return { blocks, outside: rest, text: describe(blocks, rest, nodes) };
+  return { blocks, outside: rest, text: describe(blocks, rest, nodes, unrecognised) };
 }
 
 interface Found {
@@ -329,6 +342,7 @@ function describe(
   blocks: readonly Block[],
   outside: Readonly<Record<string, number>>,
   nodes: readonly Node[],
+  unrecognised: readonly Unrecognised[],
 ): string[] {
   const lines = new Map<string, { count: number; nodes: number }>();
   for (const block of blocks) {
@@ -346,13 +360,15 @@ function describe(
     ([what, { count, nodes: most }]) =>
       `${count} ${count === 1 ? 'block' : 'blocks'} of ${most} nodes: ${what}`,
   );
-  const softmaxes = nodes.filter(({ op }) => op === 'Softmax').length;
+  text.push(...describeParts(nodes));
   if (blocks.length === 0)
     text.push('no blocks: there is neither a fused attention nor a residual sum of convolutions');
   if (rest !== '') text.push(`outside of blocks: ${rest}`);
-  if (softmaxes > 0)
+  const places = new Map<string, string[]>();
+  for (const { at, why } of unrecognised) places.set(why, [...(places.get(why) ?? []), at]);
+  for (const [why, at] of places)
     text.push(
-      `${softmaxes} Softmax not recognised as attention; "fettle passes --why attention <node> <model>" says why`,
+      `${at.length === 1 ? 'an attention' : `${at.length} attentions`} not recognised at "${at[0]}": ${why}`,
     );
   return text;
 }
