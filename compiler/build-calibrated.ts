@@ -124,7 +124,7 @@ class CalibratedBuild {
       const least = leastBytes(table);
       if (most < least) throw belowFloor(table, most);
       // what decides near the bound is measured once, where the bound is expected
-      await search.choose(this.expectedBytes(search, bound, least, most));
+      await search.choose(this.expectedBytes(search, bound, least, most), 1);
       let current: BuiltBundle | undefined;
       const build = async (
         chosen: AllocatedFormats,

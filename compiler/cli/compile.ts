@@ -46,6 +46,7 @@ interface Arguments {
   readonly allocate: string | undefined;
   readonly refine: string | undefined;
   readonly shape: readonly string[] | undefined;
+  readonly fix: readonly string[] | undefined;
   readonly skip: readonly string[] | undefined;
   readonly seed: number | undefined;
   readonly fusion: boolean;
@@ -249,6 +250,8 @@ function recipeOf(args: Arguments): Recipe {
     canaries: args.canaries ? undefined : false,
     shapes:
       args.shape === undefined ? undefined : Object.fromEntries(args.shape.map(parseShapeOption)),
+    fixed:
+      args.fix === undefined ? undefined : Object.fromEntries(args.fix.map(parseFixOption)),
   };
   const given = Object.entries(flags).filter(([, value]) => value !== undefined);
   return parseRecipe(Object.fromEntries(given), baseRecipe(args.recipe));

@@ -143,14 +143,18 @@ export class FormatSearch {
     this.table = { ...this.table, fixedBytes, overheadBytes };
   }
 
-  /** Formats for so many bytes of units, measured where it decides; undefined when nothing fits. */
-  async choose(bytes: number): Promise<AllocatedFormats | undefined> {
+  /**
+   * Formats for so many bytes of units, measured where it decides; undefined when nothing fits.
+   *
+   * @param rounds - times that rows near the answer are measured and the budget is solved again
+   */
+  async choose(bytes: number, rounds: number = ROUNDS): Promise<AllocatedFormats | undefined> {
     const method = this.calibrated.request.recipe.allocate ?? 'ours';
     const solved = (): AllocatedFormats | undefined => allocate(this.table, { bytes }, method);
     let chosen = solved();
     if (chosen === undefined || method !== 'ours') return chosen;
     const measuring = this.measuring();
-    for (let round = 0; round < ROUNDS; round++) {
+    for (let round = 0; round < rounds; round++) {
       const rows = boundaryRows(this.table, chosen);
       if (rows.length === 0) break;
       this.table = await measureRows(this.table, rows, measuring);
