@@ -13,7 +13,7 @@ export interface FusionModel {
 }
 
 /** Sizes that go together in a decoder, and lengths that a voice detector takes. */
-const decoderSizes = {
+export const decoderSizes: Readonly<Record<string, number>> = {
   batch_size: 1,
   sequence_length: 3,
   past_sequence_length: 4,
