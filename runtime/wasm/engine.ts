@@ -91,6 +91,7 @@ async function open(context: EngineContext, options: WasmOptions): Promise<Loadi
       const start = options.startWorker ?? startBrowserWorker;
       const task = { module, memory, plan: layout.body.address };
       const pool = threads > 1 ? await Pool.start(start, threads, task) : undefined;
+      if (threads > 1 && mayBlock()) kernels.allowSleep(layout.body.address);
       const executor = new Executor(plan, memory, kernels, pool);
       executor.init();
       return new PlanProgram(manifest, plan, executor, variant);
@@ -154,6 +155,16 @@ function physicalCores(cores: number | undefined): number {
   const host: { readonly hardwareConcurrency?: number } | undefined = globalThis.navigator;
   const logical = cores ?? host?.hardwareConcurrency ?? 1;
   return logical > 4 ? Math.floor(logical / 2) : logical;
+}
+
+/** Whether this thread may wait for others; the main thread of a page may not. */
+function mayBlock(): boolean {
+  try {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 1);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function allocate(bytes: number, shared: boolean): WebAssembly.Memory {

@@ -28,6 +28,8 @@ export interface ThreadedKernelExports extends KernelExports {
    * starts before the first launch.
    */
   serve(plan: number, thread: number, threads: number, epoch: number): void;
+  /** Lets the thread that launches sleep while it waits; not for the main thread of a page. */
+  allowSleep(plan: number): void;
   /** Makes every `serve` return. */
   stop(plan: number): void;
 }

@@ -1,18 +1,31 @@
 /**
  * Runs plans: one call per token, no crossing to JavaScript per step.
  *
- * Threads: every thread runs every step on its share, and a barrier follows each step. The main thread
- * calls `launch`, the others sit in `serve`. Waiting spins for a while (steps take microseconds); then
- * workers sleep in `memory.atomic.wait32`, which a browser's main thread must not, so `launch` only spins.
+ * Threads: every thread runs every step on its share, and a barrier follows each step. Steps of a single
+ * row that take a microsecond are the first thread's alone, and neighbours among them share a barrier. The
+ * main thread calls `launch`, the others sit in `serve`. Waiting spins for a while (steps take
+ * microseconds); then threads sleep in `memory.atomic.wait32`, which a browser's main thread must not: there
+ * `launch` only spins.
  */
 import {
   ABI_VERSION,
+  APPEND,
+  APPEND_BATCH,
+  APPEND_TOKENS,
+  EMBED,
+  EMBED_ROWS,
+  NORM,
+  NORM_ROWS,
   PATCH_WORDS,
   PLAN_CONTROL,
   PLAN_PATCHES,
   PLAN_PATCHTABLE,
   PLAN_SCRATCH,
   PLAN_TABLE,
+  QUANTIZE,
+  QUANTIZE_ROWS,
+  ROTARY,
+  ROTARY_ROWS,
   SCRATCH_BYTES,
 } from './abi.ts';
 import { attention } from './attention.ts';
@@ -95,10 +108,35 @@ export function run(plan: usize, from: i32, to: i32, thread: i32, threads: i32):
   for (let i = from; i < to; i++) {
     const step = address(table, i);
     const kernel = unchecked(kernels[word(step, 0)]);
-    kernel(step, scratch, thread, threads);
-    if (ASC_FEATURE_THREADS && threads > 1) barrier(address(plan, PLAN_CONTROL), thread, threads);
+    if (ASC_FEATURE_THREADS && threads > 1) {
+      const alone = isSmall(step);
+      if (!alone) kernel(step, scratch, thread, threads);
+      else if (thread == 0) kernel(step, scratch, 0, 1);
+      if (alone && i + 1 < to && isSmall(address(table, i + 1))) continue;
+      barrier(address(plan, PLAN_CONTROL), thread, threads);
+    } else {
+      kernel(step, scratch, thread, threads);
+    }
   }
   return to;
+}
+
+/** Whether a step takes less than meeting the other threads does. */
+function isSmall(step: usize): bool {
+  switch (word(step, 0)) {
+    case QUANTIZE:
+      return word(step, QUANTIZE_ROWS) == 1;
+    case EMBED:
+      return word(step, EMBED_ROWS) == 1;
+    case NORM:
+      return word(step, NORM_ROWS) == 1;
+    case ROTARY:
+      return word(step, ROTARY_ROWS) == 1;
+    case APPEND:
+      return word(step, APPEND_BATCH) * word(step, APPEND_TOKENS) == 1;
+    default:
+      return false;
+  }
 }
 
 // --- control block: words on cache lines of their own ---
@@ -109,6 +147,10 @@ const TO: usize = 8;
 const STOP: usize = 12;
 /** The plan that is launched: a program may have several that share the control block. */
 const PLAN: usize = 16;
+/** Not 0 when the thread that launches may sleep. */
+const MAYSLEEP: usize = 20;
+/** Threads that sleep or are about to. */
+const SLEEPERS: usize = 24;
 /** Threads that reached the barrier. */
 const ARRIVED: usize = 64;
 /** Counts barriers passed. */
@@ -118,22 +160,37 @@ const PASSED: usize = 128;
 const SPINS = 20000;
 
 /** Waits until the word at `at` is no longer `value`; sleeps after a while if it may. */
-function waitWhile(at: usize, value: i32, sleep: bool): void {
+function waitWhile(control: usize, at: usize, value: i32, sleep: bool): void {
   let spins = 0;
   while (atomic.load<i32>(at) == value) {
-    if (sleep && ++spins > SPINS) atomic.wait<i32>(at, value, -1);
+    if (!sleep || ++spins <= SPINS) continue;
+    // counted before the word is looked at again, so that whoever changes it either sees the count or is seen
+    atomic.add<i32>(control + SLEEPERS, 1);
+    atomic.wait<i32>(at, value, -1);
+    atomic.sub<i32>(control + SLEEPERS, 1);
   }
+}
+
+/** Changes a word that threads wait for. */
+function signal(control: usize, at: usize): void {
+  atomic.add<i32>(at, 1);
+  if (atomic.load<i32>(control + SLEEPERS) != 0) atomic.notify(at, -1);
 }
 
 function barrier(control: usize, thread: i32, threads: i32): void {
   const passed = atomic.load<i32>(control + PASSED);
   if (atomic.add<i32>(control + ARRIVED, 1) == threads - 1) {
     atomic.store<i32>(control + ARRIVED, 0);
-    atomic.add<i32>(control + PASSED, 1);
-    atomic.notify(control + PASSED, -1);
+    signal(control, control + PASSED);
     return;
   }
-  waitWhile(control + PASSED, passed, thread != 0);
+  const sleep = thread != 0 || atomic.load<i32>(control + MAYSLEEP) != 0;
+  waitWhile(control, control + PASSED, passed, sleep);
+}
+
+/** Lets the thread that launches sleep while it waits for others. */
+export function allowSleep(plan: usize): void {
+  atomic.store<i32>(address(plan, PLAN_CONTROL) + MAYSLEEP, 1);
 }
 
 /** Runs steps from..to-1 together with the `threads - 1` threads that are in `serve`; returns `to`. */
@@ -144,8 +201,7 @@ export function launch(plan: usize, from: i32, to: i32, threads: i32): i32 {
     atomic.store<u32>(control + PLAN, <u32>plan);
     atomic.store<i32>(control + FROM, from);
     atomic.store<i32>(control + TO, to);
-    atomic.add<i32>(control + EPOCH, 1);
-    atomic.notify(control + EPOCH, -1);
+    signal(control, control + EPOCH);
   }
   return run(plan, from, to, 0, threads);
 }
@@ -158,7 +214,7 @@ export function launch(plan: usize, from: i32, to: i32, threads: i32): i32 {
 export function serve(plan: usize, thread: i32, threads: i32, epoch: i32): void {
   const control = address(plan, PLAN_CONTROL);
   while (true) {
-    waitWhile(control + EPOCH, epoch, true);
+    waitWhile(control, control + EPOCH, epoch, true);
     epoch++;
     if (atomic.load<i32>(control + STOP) != 0) return;
     const from = atomic.load<i32>(control + FROM);
@@ -171,6 +227,5 @@ export function serve(plan: usize, thread: i32, threads: i32, epoch: i32): void 
 export function stop(plan: usize): void {
   const control = address(plan, PLAN_CONTROL);
   atomic.store<i32>(control + STOP, 1);
-  atomic.add<i32>(control + EPOCH, 1);
-  atomic.notify(control + EPOCH, -1);
+  signal(control, control + EPOCH);
 }

@@ -1,3 +1,3 @@
 /** Entry of the binaries with threads. */
-export { abiVersion, launch, patch, run, serve, stop } from './interpreter.ts';
+export { abiVersion, allowSleep, launch, patch, run, serve, stop } from './interpreter.ts';
 export { largest } from './reduce.ts';
