@@ -61,4 +61,6 @@ for (const [name, make] of graphs) {
   rows.push({ name, nodes, cleaned, fused, cleanUpMs, fuseMs, matchingMs, eachMs });
 }
 const machine = `${cpus()[0]?.model ?? 'unknown'} x ${cpus().length}, Node ${process.version}`;
-process.stdout.write(`${JSON.stringify({ machine, unit: 'ms of processor time', rows }, null, 2)}\n`);
+process.stdout.write(
+  `${JSON.stringify({ machine, unit: 'ms of processor time', rows }, null, 2)}\n`,
+);
