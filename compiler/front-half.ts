@@ -139,12 +139,23 @@ function leftOut({ fusion, algebra, cache }: Recipe): ReadonlySet<string> {
 /** Everything of the pipeline before weights are quantized, shapes filled in from the recipe. */
 function frontSteps(target: Target, recipe: Recipe): readonly PipelineStep[] {
   const at = target.pipeline.findIndex(is('quantize-weights'));
-  const steps = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
+  const own = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
+  const fix: PipelineStep = ['fix-inputs', { values: recipe.fixed }];
+  const fixed = Object.keys(recipe.fixed).length === 0 ? own : [fix, ...own];
+  const steps = [...fixed, ...transformSteps(recipe)];
   if (Object.keys(recipe.shapes).length === 0)
     return steps.filter((step) => !is('specialize-shapes')(step));
   const specialize: PipelineStep = ['specialize-shapes', { shapes: recipe.shapes }];
   if (!steps.some(is('specialize-shapes'))) return [specialize, ...steps];
   return steps.map((step) => (is('specialize-shapes')(step) ? specialize : step));
+}
+
+/** Exact changes of weights, behind everything that recognises what they change. */
+function transformSteps({ transforms = [] }: Recipe): readonly PipelineStep[] {
+  // a rotation does not pass a norm with a gain
+  return transforms.flatMap((name) =>
+    name === 'rotate-spine' ? ['fold-norm-gains', name] : [name],
+  );
 }
 
 /** How the weights of one bundle are stored, as far as passes have to know. */

@@ -31,6 +31,8 @@ export interface Recipe {
   readonly skip: readonly string[];
   /** Sizes to specialize for, by the name of an input or of a size: `{ x: [1, 3, 48, 320], batch: [1] }`. */
   readonly shapes: Readonly<Record<string, InputShape>>;
+  /** Values of inputs that become constants: `{ sr: 16000 }`; every element of the input gets it. */
+  readonly fixed: Readonly<Record<string, number>>;
   /** Most tokens, past and present together. Absent: what the model allows, which is the most. */
   readonly contextLength?: number;
   /** Most bytes of the bundle, every file counted. */
@@ -47,6 +49,11 @@ export interface Recipe {
   readonly allocate?: 'ours' | BaselineName;
   /** What refines the division: `evolve` measures mutants of it. Absent: nothing. */
   readonly refine?: 'none' | 'evolve';
+  /**
+   * Exact changes of weights before they are rounded, see {@link transformNames}, in the order in which
+   * they are named there. Absent: none.
+   */
+  readonly transforms?: readonly TransformName[];
   /** Blocks to drop. Only 0 until dropping layers is supported. */
   readonly dropLayers: number;
   /** Format of the KV cache: `source` is the model's own; `f16` takes half the bytes of `f32`. */
@@ -69,6 +76,7 @@ export const defaultRecipe: Recipe = {
   clip: 'mse',
   skip: [],
   shapes: {},
+  fixed: {},
   dropLayers: 0,
   kv: 'source',
   fusion: true,
@@ -107,6 +115,16 @@ export const roundings = ['nearest', 'gptq', 'rsq'] as const;
  */
 export type RoundingName = (typeof roundings)[number];
 
+/**
+ * Passes that leave what the model gives as it is and make its weights easier to round. `rotate-spine`
+ * and `rotate-values`: no channel of the residual stream, or of the heads, stands out. `equalize-layers`:
+ * channels between two layers are as wide in the weights of both.
+ */
+export const transformNames = ['equalize-layers', 'rotate-spine', 'rotate-values'] as const;
+
+/** One of {@link transformNames}. */
+export type TransformName = (typeof transformNames)[number];
+
 type Reader = (value: unknown, option: string) => unknown;
 
 /** One reader per field, in the order in which messages list them. */
@@ -116,6 +134,7 @@ const readers: Readonly<Record<keyof Recipe, Reader>> = {
   clip: oneOf('mse', 'none'),
   skip: readSkip,
   shapes: readShapes,
+  fixed: readFixed,
   contextLength: wholeNumber(1),
   maxSize: parseSize,
   maxMemory: parseSize,
@@ -123,6 +142,7 @@ const readers: Readonly<Record<keyof Recipe, Reader>> = {
   rounding: oneOf(...roundings),
   allocate: oneOf('ours', ...baselineNames),
   refine: oneOf('none', 'evolve'),
+  transforms: readTransforms,
   dropLayers: notYet('dropLayers', 0),
   kv: readKv,
   fusion: readBoolean,
@@ -156,9 +176,20 @@ export function parseRecipe(json: unknown, base: Recipe = defaultRecipe): Recipe
     if (reader === undefined) throw unknownKey(key, Object.keys(known));
     if (value !== undefined) recipe[key] = reader(value, key);
   }
+  keepRotations(recipe);
   // the readers are typed by field above; this is the one place where they are put together
   return recipe as unknown as Recipe;
 }
+
+/** The small products that turn a stream at run time carry all of it, and cost little as they are. */
+function keepRotations(recipe: Record<string, unknown>): void {
+  const { transforms, skip } = recipe as Partial<Recipe>;
+  if (transforms?.includes('rotate-spine') !== true || skip?.includes(ROTATIONS) === true) return;
+  recipe['skip'] = [...(skip ?? []), ROTATIONS];
+}
+
+/** Names of the matrices that the pass `rotate-spine` adds. */
+const ROTATIONS = 'rotation*';
 
 /**
  * A preset by name.
@@ -240,6 +271,42 @@ function readSkip(value: unknown, option: string): readonly string[] {
   if (Array.isArray(names) && names.every((name) => typeof name === 'string' && name !== ''))
     return names as string[];
   throw unacceptable(option, 'a list of names of constants', value);
+}
+
+/**
+ * The value of an input from `name=number`.
+ *
+ * @throws {@link FettleError} USAGE when it is written otherwise
+ */
+export function parseFixOption(text: string): readonly [string, number] {
+  const [, name, number] = /^(.+)=([^=]+)$/.exec(text) ?? [];
+  const value = Number(number);
+  if (name !== undefined && number?.trim() !== '' && Number.isFinite(value)) return [name, value];
+  throw new FettleError('USAGE', `--fix ${text} names no input and its number.`, {
+    at: { option: 'fix' },
+    fix: 'Write something like --fix sr=16000.',
+  });
+}
+
+function readFixed(value: unknown, option: string): Readonly<Record<string, number>> {
+  const entries = typeof value === 'object' && value !== null ? Object.entries(value) : undefined;
+  const wrong = entries?.find(
+    ([, number]) => typeof number !== 'number' || !Number.isFinite(number),
+  );
+  if (entries !== undefined && !Array.isArray(value) && wrong === undefined)
+    return Object.fromEntries(entries) as Record<string, number>;
+  throw new FettleError('USAGE', `${option}: ${JSON.stringify(wrong ?? value)} is no number.`, {
+    at: { option },
+    fix: 'Write the number of each input, such as { "sr": 16000 }.',
+  });
+}
+
+function readTransforms(value: unknown, option: string): readonly TransformName[] {
+  const names: unknown = typeof value === 'string' ? value.split(',') : value;
+  const known = transformNames as readonly unknown[];
+  if (!Array.isArray(names) || !names.every((name) => known.includes(name)))
+    throw unacceptable(option, `a list of ${transformNames.join(', ')}`, value);
+  return transformNames.filter((name) => names.includes(name));
 }
 
 function readShapes(value: unknown, option: string): Readonly<Record<string, InputShape>> {

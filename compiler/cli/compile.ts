@@ -10,7 +10,14 @@ import { openBundle, processMemory } from '../../runtime/node.ts';
 import { NodeFiles } from '../node.ts';
 import type { PassReport } from '../passes/pass.ts';
 import type { Recipe } from '../recipe.ts';
-import { parseRecipe, parseShapeOption, presetRecipe, presets, roundings } from '../recipe.ts';
+import {
+  parseFixOption,
+  parseRecipe,
+  parseShapeOption,
+  presetRecipe,
+  presets,
+  roundings,
+} from '../recipe.ts';
 import { baselineNames } from '../search/baselines.ts';
 import type { ModelSource } from '../source.ts';
 import { bundleRunner } from '../run-bundle.ts';
@@ -45,6 +52,7 @@ interface Arguments {
   readonly rounding: string | undefined;
   readonly allocate: string | undefined;
   readonly refine: string | undefined;
+  readonly transforms: string | undefined;
   readonly shape: readonly string[] | undefined;
   readonly fix: readonly string[] | undefined;
   readonly skip: readonly string[] | undefined;
@@ -125,10 +133,19 @@ export const compile: Command = command({
         choices: ['none', 'evolve'],
         describe: 'measure mutants of the chosen formats and keep better ones',
       })
+      .option('transforms', {
+        type: 'string',
+        describe: `exact changes of weights before they are rounded, some of: ${transformNames.join(', ')}`,
+      })
       .option('shape', {
         type: 'string',
         array: true,
         describe: 'fix sizes: input=1x3x48x320 or batch=1',
+      })
+      .option('fix', {
+        type: 'string',
+        array: true,
+        describe: 'make a constant of an input: sr=16000',
       })
       .option('skip', {
         type: 'string',
@@ -240,6 +257,7 @@ function recipeOf(args: Arguments): Recipe {
     rounding: args.rounding,
     allocate: args.allocate,
     refine: args.refine,
+    transforms: args.transforms,
     dropLayers: args.dropLayers,
     kv: args.kv,
     skip: args.skip,
@@ -250,8 +268,7 @@ function recipeOf(args: Arguments): Recipe {
     canaries: args.canaries ? undefined : false,
     shapes:
       args.shape === undefined ? undefined : Object.fromEntries(args.shape.map(parseShapeOption)),
-    fixed:
-      args.fix === undefined ? undefined : Object.fromEntries(args.fix.map(parseFixOption)),
+    fixed: args.fix === undefined ? undefined : Object.fromEntries(args.fix.map(parseFixOption)),
   };
   const given = Object.entries(flags).filter(([, value]) => value !== undefined);
   return parseRecipe(Object.fromEntries(given), baseRecipe(args.recipe));

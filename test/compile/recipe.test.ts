@@ -4,6 +4,7 @@ import {
   averageBits,
   defaultRecipe,
   isAuto,
+  parseFixOption,
   parseRecipe,
   parseShapeOption,
   presetRecipe,
@@ -30,6 +31,7 @@ test('an empty recipe is the default one, and JSON of a recipe reads back as the
     skip: ['lm_head', '*.norm.weight'],
     embeddings: 'w8g32',
     shapes: { x: [1, 3, 48, '?'] },
+    fixed: { sr: 16000 },
     maxSize: '3MB',
     maxMemory: '450 MiB',
     maxLoss: '1%',
@@ -64,6 +66,10 @@ test('values that no recipe can have are refused with the field and what was wan
   throws(() => parseRecipe({ weights: 4 }), usage(/^weights: wanted a weight format/));
   throws(() => parseRecipe({ weights: 'w4g33' }), usage(/number format "w4g33"/, /w4g32/));
   throws(() => parseRecipe({ clip: 'MSE' }), usage(/^clip: wanted mse or none, got "MSE"/));
+  throws(() => parseRecipe({ fixed: { sr: '16k' } }), usage(/^fixed: .*16k/));
+  deepEqual(parseFixOption('sr=16000'), ['sr', 16000]);
+  throws(() => parseFixOption('sr'), usage(/names no input/));
+  throws(() => parseFixOption('sr=fast'), usage(/names no input/));
   throws(() => parseRecipe({ shapes: { x: [1, 0] } }), usage(/^shapes: .*"x".*\[1,0\]/));
   throws(() => parseRecipe({ shapes: { x: [1, 2.5] } }), usage(/^shapes/));
   throws(() => parseRecipe({ maxSize: '3 apples' }), usage(/^maxSize: wanted a size/));
