@@ -17,6 +17,7 @@ import {
   presetRecipe,
   presets,
   roundings,
+  transformNames,
 } from '../recipe.ts';
 import { baselineNames } from '../search/baselines.ts';
 import type { ModelSource } from '../source.ts';

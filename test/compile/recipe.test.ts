@@ -102,6 +102,20 @@ test('formats chosen one by one take an average, and baselines to compare with h
   throws(() => parseRecipe({ allocate: 'best' }), usage(/^allocate: wanted ours/));
 });
 
+test('transforms come in their own order, and rotations are kept from rounding', () => {
+  const { transforms, skip } = parseRecipe({
+    transforms: 'rotate-values,rotate-spine',
+    skip: ['a'],
+  });
+  deepEqual(transforms, ['rotate-spine', 'rotate-values']);
+  deepEqual(skip, ['a', 'rotation*']);
+  deepEqual(parseRecipe({ transforms: ['equalize-layers'] }).skip, []);
+  throws(
+    () => parseRecipe({ transforms: 'rotate' }),
+    usage(/^transforms: wanted a list of equalize/),
+  );
+});
+
 test('a shape option reads numbers, and ? where sizes stay open', () => {
   deepEqual(parseShapeOption('x=1x3x48x320'), ['x', [1, 3, 48, 320]]);
   deepEqual(parseShapeOption('a=b=?,3'), ['a=b', ['?', 3]]);
