@@ -12,6 +12,7 @@
  * from its original on images of text. Prints JSON with `--json`, else Markdown.
  *
  *     npm run bench:quality [-- --json] [--tokens 40192] [--windows 64] [--only nib,digits,ocr]
+ *         [--sizes 4,3.5,3,2.5] [--methods ours,gptq,rtn,hawq,lim,zd,baq]
  */
 import { homedir } from 'node:os';
 import { join } from 'node:path';
@@ -39,6 +40,7 @@ import type { WeightFormat } from '../../compiler/quant/formats.ts';
 import { dequantizeMatrix } from '../../compiler/quant/matrix.ts';
 import type { RoundingName } from '../../compiler/recipe.ts';
 import { parseRecipe } from '../../compiler/recipe.ts';
+import type { AllocatedFormats } from '../../compiler/search/allocate.ts';
 import { allocate } from '../../compiler/search/allocate.ts';
 import { baselineNames } from '../../compiler/search/baselines.ts';
 import { CalibratedModel, MIN_MIXED_ELEMENTS } from '../../compiler/search/calibrated.ts';
@@ -65,7 +67,6 @@ interface Row {
   readonly original: number;
 }
 
-const SIZES: readonly number[] = [4, 3.5, 3, 2.5];
 const WINDOW = 256;
 
 const args = process.argv.slice(2);
@@ -75,6 +76,8 @@ const option = (name: string, fallback: string): string => {
 };
 const tokens = Number(option('tokens', '40192'));
 const windows = Number(option('windows', '64'));
+const sizes = option('sizes', '4,3.5,3,2.5').split(',').map(Number);
+const methods = option('methods', 'ours,gptq,rtn,hawq,lim,zd,baq').split(',');
 const only = option('only', 'nib,digits,ocr').split(',');
 const cache = new FolderCache(
   new NodeFiles(),
@@ -199,22 +202,22 @@ async function nib(): Promise<void> {
     parameters: 0,
   });
   const weights = gptq.calibrated.units.reduce((sum, unit) => sum + unit.rows * unit.columns, 0);
-  for (const bits of SIZES) {
+  for (const bits of sizes) {
     const bytes = (bits * weights) / 8;
-    const chosen = await search.choose(bytes);
-    if (chosen === undefined) throw new Error(`nothing fits ${bits} bits`);
-    const formats = (list: typeof chosen): Map<string, WeightFormat> =>
+    const chosen = methods.includes('ours') ? await search.choose(bytes) : undefined;
+    const formats = (list: AllocatedFormats): Map<string, WeightFormat> =>
       new Map(list.rows.map(({ unit, option: name }) => [unit, parseFormat(name)]));
-    add(bits, 'ours', await measure(gptq.calibrated, formats(chosen)));
+    if (chosen !== undefined) add(bits, 'ours', await measure(gptq.calibrated, formats(chosen)));
     for (const [method, { calibrated }] of [
       ['uniform GPTQ', gptq] as const,
       ['uniform RTN', nearest] as const,
     ]) {
       const format = uniformFormat(bits, 192);
-      if (format === undefined) continue;
+      const wanted = method === 'uniform GPTQ' ? 'gptq' : 'rtn';
+      if (format === undefined || !methods.includes(wanted)) continue;
       add(bits, method, await measure(calibrated, calibrated.uniform(format)), format.name);
     }
-    for (const method of baselineNames.filter((name) => name !== 'uniform')) {
+    for (const method of baselineNames.filter((name) => methods.includes(name))) {
       const found = allocate(search.table, { bytes }, method);
       if (found !== undefined) add(bits, method, await measure(gptq.calibrated, formats(found)));
     }

@@ -165,7 +165,8 @@ describe('compile', () => {
     const { loss } = await fettleJson(...kept);
     assertKeys(loss, 'metric', 'before', 'after');
     assert.ok(Math.abs(loss.after / loss.before - 1) < 0.05);
-    const missed = [...compile, '--weights', 'w2g32', '--max-loss', '1%', '--out', `${out}-2`];
+    const plain = ['--weights', 'w2g32', '--rounding', 'nearest'];
+    const missed = [...compile, ...plain, '--max-loss', '1%', '--out', `${out}-2`];
     await fettleFails(missed, 3, 'BUDGET_EXCEEDED');
     assert.equal(existsSync(`${out}-2`), false);
   });
