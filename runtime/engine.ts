@@ -64,6 +64,18 @@ export interface Sequence {
   reset(): void;
 }
 
+/** Time of one step of a program. */
+export interface StepTime {
+  /** Kernel of the step. */
+  readonly kernel: string;
+  /** Node it computes. */
+  readonly node: string;
+  /** Time since the profile began, in milliseconds. */
+  readonly ms: number;
+  /** Runs. */
+  readonly calls: number;
+}
+
 /** A loaded model. Calls never overlap: the session makes one at a time. */
 export interface Program {
   /** Variant of the kernels in use, when the engine has several. */
@@ -82,6 +94,8 @@ export interface Program {
   ): Promise<RunResult>;
   /** For decoders, when the engine keeps the cache itself. */
   sequence?(): Sequence;
+  /** Runs step by step from now on; returns the times counted so far. For engines that can tell. */
+  profile?(): readonly StepTime[];
   /** Bytes in use. */
   memory(): ProgramMemory;
   /** Releases everything. */

@@ -123,6 +123,7 @@ export type {
   ProgramMemory,
   RunResult,
   Sequence,
+  StepTime,
 } from './engine.ts';
 export type { EngineOptions } from './engines.ts';
 export type { ErrorCode, ErrorPlace, FettleErrorDetails } from './errors.ts';
@@ -133,7 +134,6 @@ export { BUNDLE_VERSION } from './manifest.ts';
 export { parseManifest } from './bundle.ts';
 export type { StartWorker, PoolWorker, WorkerTask } from './wasm/pool.ts';
 export type { WasmOptions, WasmProgram } from './wasm/engine.ts';
-export type { StepTime } from './wasm/executor.ts';
 export type { KernelVariant } from './wasm/module.ts';
 export type { HostMemory, Measurement, MemoryBytes, MemorySource } from './measure.ts';
 export type { OrtModule, OrtOptions, OrtProvider, OrtSession, OrtTensor } from './ort/module.ts';

@@ -6,7 +6,7 @@ import type { Canary, CheckReport } from './canaries.ts';
 import { compareCanary, readCanaries } from './canaries.ts';
 import { parseJson } from './check.ts';
 import { Decoder } from './decoder.ts';
-import type { Program, Sequence } from './engine.ts';
+import type { Program, Sequence, StepTime } from './engine.ts';
 import { FettleError, throwIfAborted } from './errors.ts';
 import { checkInputs } from './inputs.ts';
 import type { DecoderSpec, Manifest } from './manifest.ts';
@@ -164,6 +164,15 @@ export class Session {
       throw error;
     });
     return this.#tokenizer;
+  }
+
+  /**
+   * Runs step by step from now on, which is slower, and returns the times counted so far; undefined when
+   * the engine cannot tell.
+   */
+  profile(): readonly StepTime[] | undefined {
+    this.#checkOpen();
+    return this.#parts.program.profile?.();
   }
 
   /** Times and memory so far. */

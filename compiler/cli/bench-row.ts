@@ -1,5 +1,6 @@
 /** What a benchmark gives: one row a model and engine, and the statistics behind its figures. */
 import type { MemoryBytes, MemorySource } from '../../runtime/index.ts';
+import type { KernelTime } from './bench-profile.ts';
 
 /** Speed of one generation. */
 export interface GenerationSpeed {
@@ -43,6 +44,8 @@ export interface Row extends Partial<GenerationSpeed> {
   readonly memoryBytes: MemoryBytes & { readonly source?: MemoryBytes<MemorySource> };
   /** Measured in the same run. */
   readonly probes: Limits;
+  /** Where the time goes, with `--profile`. */
+  readonly profile?: readonly KernelTime[];
   /** Measurements behind each median. */
   readonly samples: number;
 }

@@ -6,6 +6,8 @@
  */
 import type { GenerationResult, MemoryBytes, MemorySource, Session } from '../../runtime/index.ts';
 import { randomFeeds } from '../evaluate/random-feeds.ts';
+import type { KernelTime } from './bench-profile.ts';
+import { profileCalls, profileDecoder } from './bench-profile.ts';
 import type { GenerationSpeed } from './bench-row.ts';
 
 /** What to measure. */
@@ -16,6 +18,8 @@ export interface MeasureSettings {
   readonly tokens: number;
   /** Samples after the cold one. */
   readonly repeat: number;
+  /** Also say where the time goes. */
+  readonly profile?: boolean;
   /** Stops. */
   readonly signal?: AbortSignal;
 }
@@ -34,6 +38,8 @@ export interface SessionFigures {
   readonly steady: readonly GenerationSpeed[];
   /** Milliseconds of each call, for what is no decoder. */
   readonly callMs: readonly number[];
+  /** Where the time goes, when asked for and the engine can tell. */
+  readonly profile?: readonly KernelTime[];
   /** Bytes by class. */
   readonly memoryBytes: MemoryBytes;
   /** Where each is from. */
@@ -60,7 +66,18 @@ export async function measureSession(
   const { engine } = session.manifest;
   const kernels = measured.kernels ?? (engine === 'ort' ? 'onnxruntime-web' : engine);
   const used = threads === undefined ? {} : { threads };
-  return { kernels, ...used, loadMs, ...speed, memoryBytes, memorySource };
+  const profile = settings.profile === true ? { profile: await profileOf(session, settings) } : {};
+  return { kernels, ...used, loadMs, ...speed, ...profile, memoryBytes, memorySource };
+}
+
+/** After everything that is timed: stepping is slower. */
+async function profileOf(session: Session, settings: MeasureSettings): Promise<KernelTime[]> {
+  const { decoder } = session.manifest;
+  const { promptTokens, tokens, repeat } = settings;
+  if (decoder !== undefined)
+    return profileDecoder(session, benchmarkPrompt(promptTokens, decoder.vocabulary), tokens);
+  const [feeds] = randomFeeds(session.manifest, 1, 1);
+  return feeds === undefined ? [] : profileCalls(session, () => session.run(feeds), repeat);
 }
 
 /** The same prompt for every engine: ids all over the vocabulary. */

@@ -52,14 +52,20 @@ export const bench: Command = command({
       .option('threads', { type: 'number', default: 1, describe: 'threads of the engine' })
       .option('prompt-tokens', { type: 'number', default: 128, describe: 'tokens of the prompt' })
       .option('tokens', { type: 'number', default: 32, describe: 'tokens to generate' })
-      .option('repeat', { type: 'number', default: 5, describe: 'samples to take' }),
+      .option('repeat', { type: 'number', default: 5, describe: 'samples to take' })
+      .option('profile', {
+        type: 'boolean',
+        default: false,
+        describe: 'also say which kernels the time goes to (wasm targets)',
+      }),
   run: async (args, output) => {
     for (const name of ['threads', 'prompt-tokens', 'tokens', 'repeat'] as const)
       if (!Number.isInteger(args[name]) || args[name] < 1)
         throw new RangeError(`--${name} must be a whole number >= 1, not ${args[name]}.`);
-    const { threads, promptTokens, tokens, repeat } = args;
+    const { threads, promptTokens, tokens, repeat, profile } = args;
     const engine = args.engine as EngineId | undefined;
-    const settings = { threads, promptTokens, tokens, repeat, engine, signal: output.signal };
+    const { signal } = output;
+    const settings = { threads, promptTokens, tokens, repeat, profile, engine, signal };
     const host =
       args.host === 'chromium' ? await chromiumHost(settings, output) : nodeHost(settings, output);
     const rows: Row[] = [];
@@ -136,8 +142,8 @@ async function chromiumHost(settings: Settings, output: Output): Promise<Host> {
       }
       const url = serve(chromium, place, count++);
       const open = openOptions(settings);
-      const { signal, promptTokens, tokens, repeat } = settings;
-      const plain = { promptTokens, tokens, repeat };
+      const { signal, promptTokens, tokens, repeat, profile = false } = settings;
+      const plain = { promptTokens, tokens, repeat, profile };
       const result = await inPage(chromium, async (opened) => {
         const measured = await opened.page.evaluate(
           ([at, how, what]) => (globalThis as PageGlobal).fettleBench.measure(at, how, what),
@@ -204,6 +210,7 @@ function rowOf(
     ...(cold === undefined ? {} : { cold }),
     memoryBytes: { ...figures.memoryBytes, source: memorySource },
     probes,
+    ...(figures.profile === undefined ? {} : { profile: figures.profile }),
     samples: settings.repeat,
   };
 }
@@ -236,8 +243,33 @@ function describe(rows: readonly Row[]): string {
   );
   if (first === undefined) return measured;
   const { readGBps, dotGMACps, fmaGFLOPps } = first.probes;
+  const profiles = rows.filter(({ profile }) => profile !== undefined).map(describeProfile);
   return (
-    `${measured}\n\nOne thread of this ${first.host} at most: reads ${readGBps.toFixed(1)} GB/s, ` +
+    `${[measured, ...profiles].join('\n\n')}\n\nOne thread of this ${first.host} at most: reads ${readGBps.toFixed(1)} GB/s, ` +
     `${dotGMACps.toFixed(1)} integer GMAC/s, ${fmaGFLOPps.toFixed(1)} f32 GFLOP/s.`
+  );
+}
+
+/** Kernels by phase, and how far decoding is from reading the weights once a token. */
+function describeProfile({ model, profile = [], memoryBytes, probes, threads }: Row): string {
+  if (profile.length === 0) return `${model}: its engine does not say where the time goes.`;
+  const total = (phase: string): number =>
+    profile.filter((one) => one.phase === phase).reduce((sum, { ms }) => sum + ms, 0);
+  const times = table(
+    ['phase', 'kernel', 'steps', 'ms', 'share'],
+    profile.map(({ phase, kernel, steps, ms }) => [
+      phase,
+      kernel,
+      steps.toFixed(0),
+      ms.toFixed(3),
+      `${((100 * ms) / total(phase)).toFixed(1)}%`,
+    ]),
+  );
+  const decodeMs = total('decode');
+  if (decodeMs === 0 || threads > 1) return `${model}\n${times}`;
+  const limitMs = memoryBytes.weights / probes.readGBps / 1e6;
+  return (
+    `${model}\n${times}\nReading ${formatBytes(memoryBytes.weights)} of weights takes ${limitMs.toFixed(2)} ms, ` +
+    `${((100 * limitMs) / decodeMs).toFixed(0)}% of the steps of a token.`
   );
 }

@@ -10,13 +10,13 @@ import type {
   Program,
   RunResult,
   Sequence,
+  StepTime,
 } from '../engine.ts';
 import { FettleError, throwIfAborted } from '../errors.ts';
 import type { DimSpec, Manifest } from '../manifest.ts';
 import type { Plan, PlanTensor } from '../plan.ts';
 import { decodePlan, sizeOf } from '../plan.ts';
 import type { Tensor } from '../tensor.ts';
-import type { StepTime } from './executor.ts';
 import { Executor } from './executor.ts';
 import { ABI_VERSION } from './kernels/abi.ts';
 import type { KernelVariant, ThreadedKernelExports } from './module.ts';

@@ -1,21 +1,10 @@
 /**
  * Runs the segments of a plan inside WASM: one call for all steps, or step by step for a profile.
  */
+import type { StepTime } from '../engine.ts';
 import type { Plan, PlanSegment } from '../plan.ts';
 import type { KernelExports, ThreadedKernelExports } from './module.ts';
 import type { Pool } from './pool.ts';
-
-/** Time of one step. */
-export interface StepTime {
-  /** Kernel of the step. */
-  readonly kernel: string;
-  /** Node it computes. */
-  readonly node: string;
-  /** Time since the profile began, in milliseconds. */
-  readonly ms: number;
-  /** Runs. */
-  readonly calls: number;
-}
 
 /** A plan in memory, ready to run. */
 export class Executor {
