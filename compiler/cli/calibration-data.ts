@@ -1,5 +1,5 @@
 /**
- * Data a compilation is calibrated and measured on: text, `.npy` arrays, folders of images, or what the
+ * Data a compilation is calibrated and measured on: text, `.npy` and `.npz` arrays, folders of images, or what the
  * model makes up itself (`self`). What is measured on is never what was calibrated on: a file of its own
  * (`--evaluate`), else the last quarter of the calibration data.
  */
@@ -7,6 +7,7 @@ import { readdirSync, statSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { extname, join } from 'node:path';
 import { readNpy } from '../../models/npy.ts';
+import { readNpz } from '../../models/npz.ts';
 import { FettleError } from '../../runtime/errors.ts';
 import type { DecoderSpec } from '../../runtime/manifest.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
@@ -43,6 +44,8 @@ export type NamedData =
       readonly name: string;
       readonly sha256: string;
       readonly array: Tensor;
+      /** Of a .npz file: one for each input, `array` the first of them. */
+      readonly arrays?: ReadonlyMap<string, Tensor>;
     }
   | {
       readonly kind: 'images';
@@ -111,6 +114,13 @@ export function readNamed(path: string): NamedData {
     const bytes = readData(path);
     return { kind: 'array', name: path, sha256: sha256Of(bytes), array: readNpy(bytes, path) };
   }
+  if (extname(path) === '.npz') {
+    const bytes = readData(path);
+    const arrays = readNpz(bytes, path);
+    const [array] = arrays.values();
+    if (array === undefined) throw empty(path);
+    return { kind: 'array', name: path, sha256: sha256Of(bytes), array, arrays };
+  }
   const { text, sha256 } = readText(path);
   if (text.trim() === '') throw empty(path);
   return { kind: 'text', name: path, sha256, text };
@@ -153,6 +163,13 @@ function heldOut(data: NamedData): DataSplit {
       const rows = (from: number, to?: number): NamedData => ({
         kind: 'array',
         array: rowsOf(data.array, from, to),
+        ...(data.arrays === undefined
+          ? {}
+          : {
+              arrays: new Map(
+                [...data.arrays].map(([input, array]) => [input, rowsOf(array, from, to)]),
+              ),
+            }),
         ...part(from === 0 ? 'first three quarters' : 'last quarter', `${data.sha256} ${from}`),
       });
       return { calibration: rows(0, middle), evaluation: rows(middle) };
@@ -226,8 +243,14 @@ export function samplesFrom(
         return textSamples(ids, data.name, model, decoder, seed);
       }
       case 'array': {
-        const [input] = model.graph.inputs;
-        return arraySamples(model, new Map([[input?.name ?? '', data.array]]), data.name);
+        // token ids, one window a row
+        if (decoder !== undefined)
+          return windowSamples(model, decoder, windowsOf(data.array), data.name);
+        const [input, second] = model.graph.inputs;
+        // a model with one input takes the only array, whatever its name
+        const named = data.arrays !== undefined && (second !== undefined || data.arrays.size > 1);
+        const arrays = named ? data.arrays : new Map([[input?.name ?? '', data.array]]);
+        return arraySamples(model, arrays ?? new Map(), data.name);
       }
       case 'images': {
         const [input] = model.graph.inputs;
@@ -250,6 +273,15 @@ export function samplesFrom(
             );
     }
   };
+}
+
+/** Rows of an array of token ids. */
+function windowsOf({ shape, data }: Tensor): readonly (readonly number[])[] {
+  const length = shape.at(-1) ?? 1;
+  const ids = Array.from(data as ArrayLike<number | bigint>, Number);
+  return Array.from({ length: Math.floor(ids.length / Math.max(1, length)) }, (_, row) =>
+    ids.slice(row * length, (row + 1) * length),
+  );
 }
 
 /** Samples made up for a model that is no decoder. */
@@ -340,6 +372,6 @@ export function calibrationCache(folder: string | undefined): CalibrationCache {
 function empty(path: string): FettleError {
   return new FettleError('USAGE', `"${path}" holds nothing to calibrate on.`, {
     at: { data: path },
-    fix: 'Give a text, samples as .npy, or a folder of images.',
+    fix: 'Give a text, samples as .npy or .npz, or a folder of images.',
   });
 }

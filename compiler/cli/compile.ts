@@ -111,7 +111,8 @@ export const compile: Command = command({
       })
       .option('calibrate', {
         type: 'string',
-        describe: 'text, .npy samples, a folder of images, or self: what weights are fitted to',
+        describe:
+          'text, .npy or .npz samples, a folder of images, or self: what weights are fitted to',
       })
       .option('evaluate', {
         type: 'string',

@@ -8,6 +8,7 @@ import { readSplit, rowsOf } from '../../compiler/cli/calibration-data.ts';
 import { writeNpy } from '../../models/npy.ts';
 import { FettleError } from '../../runtime/errors.ts';
 import { tensor } from '../../runtime/tensor.ts';
+import { npzOf } from '../support/npz.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'fettle-data-'));
 
@@ -59,6 +60,20 @@ test('arrays are split by samples, and samples that come twice are found', () =>
   assert.deepEqual([...(evaluation.array.data as Float32Array)], [12, 13, 14, 15]);
   const some = file('y.npy', writeNpy(rowsOf(samples, 7)));
   assert.throws(() => readSplit(path, some), misused(/calibrated on/));
+});
+
+test('archives give an array for each input, and are split alike', () => {
+  const a = tensor(
+    'f32',
+    [4, 2],
+    Float32Array.from({ length: 8 }, (_, i) => i),
+  );
+  const b = tensor('i64', [4, 1], BigInt64Array.of(1n, 2n, 3n, 4n));
+  const path = file('z.npz', npzOf({ a, b }, true));
+  const { calibration, evaluation } = readSplit(path, undefined);
+  assert.ok(calibration.kind === 'array' && evaluation.kind === 'array');
+  assert.deepEqual(calibration.arrays?.get('a')?.shape, [3, 2]);
+  assert.deepEqual([...(evaluation.arrays?.get('b')?.data ?? [])], [4n]);
 });
 
 test('nothing to calibrate on is said so', () => {
