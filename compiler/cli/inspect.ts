@@ -96,6 +96,7 @@ function bundleSummary({ manifest, nodes, ops, plan }: Contents): object {
     blocks: [],
     bitMap: bitMap(manifest) ?? null,
     quality: manifest.quality ?? null,
+    calibration: manifest.calibration ?? null,
     inputs,
     outputs,
     memory: { ...memory },

@@ -62,7 +62,12 @@ function section(bundle: BundleReport): string {
     ...(quality === undefined
       ? []
       : [
-          `<p>Quality: ${text(quality.metric)} ${quality.before.toPrecision(6)} before, ${quality.after.toPrecision(6)} after.</p>`,
+          `<p>Quality: ${text(quality.metric)} ${quality.before.toPrecision(6)} before, ${quality.after.toPrecision(6)} after (data sha256 <code>${quality.dataSha256.slice(0, 16)}…</code>).</p>`,
+        ]),
+    ...(bundle.calibration === undefined
+      ? []
+      : [
+          `<p>Weights fitted to ${bundle.calibration.samples} samples (${bundle.calibration.tokens} tokens; data sha256 <code>${bundle.calibration.dataSha256.slice(0, 16)}…</code>).</p>`,
         ]),
     shares('weights by format', bundle.formats),
     ...(bundle.bitMap === undefined ? [] : [drawnBits(bundle.bitMap)]),

@@ -44,6 +44,12 @@ function section(bundle: BundleReport): string[] {
           '',
           `Quality: ${quality.metric} ${quality.before.toPrecision(6)} before, ${quality.after.toPrecision(6)} after (data sha256 \`${quality.dataSha256.slice(0, 16)}…\`).`,
         ]),
+    ...(bundle.calibration === undefined
+      ? []
+      : [
+          '',
+          `Weights fitted to ${bundle.calibration.samples} samples (${bundle.calibration.tokens} tokens; data sha256 \`${bundle.calibration.dataSha256.slice(0, 16)}…\`).`,
+        ]),
     '',
     '| pass | nodes | weights |',
     '|---|---:|---:|',

@@ -38,6 +38,8 @@ export interface BundleReport {
   readonly bitMap: BitMap | undefined;
   readonly memory: Manifest['memory'];
   readonly quality: Manifest['quality'];
+  /** Data that weights were fitted to. */
+  readonly calibration: Manifest['calibration'];
   readonly passes: readonly PassLine[];
   readonly recipe: Manifest['recipe'];
   readonly warnings: readonly string[];
@@ -91,6 +93,7 @@ export function reportBundle(
     bitMap: bitMap(manifest),
     memory: manifest.memory,
     quality: manifest.quality,
+    calibration: manifest.calibration,
     passes: manifest.passes.flatMap(passLine),
     recipe: manifest.recipe,
     warnings: manifest.warnings,

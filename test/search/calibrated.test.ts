@@ -87,6 +87,14 @@ test('a size is never exceeded, and one below the floor names the floor', async 
   });
 });
 
+test('baselines and refinement keep the same budget', async () => {
+  for (const recipe of [{ allocate: 'baq' }, { refine: 'evolve' }]) {
+    const { result } = await compiled({ weights: 'auto:6', ...recipe });
+    const [bundle] = result.bundles;
+    assert.ok(bundle !== undefined && bundle.averageBits <= 6, `${bundle?.averageBits}`);
+  }
+});
+
 test('one format for all is rounded by data when there is some', async () => {
   const { files } = await compiled({ weights: 'w4g32' });
   const fitted = manifestOf(files);
