@@ -276,7 +276,7 @@ function propagation(
   { hessian, cross }: RoundingStatistics,
   method: RoundingMethod,
 ): Float32Array | undefined {
-  const { propagation: strength = 1 } = method;
+  const { propagation: strength = 0.75 } = method;
   if (cross === undefined || hessian === undefined || strength === 0) return undefined;
   const { columns } = prepared;
   if (cross.length !== columns * columns)

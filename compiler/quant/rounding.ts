@@ -30,7 +30,8 @@ export interface RoundingMethod {
   readonly sweeps?: number;
   /**
    * How much of the error of earlier layers a layer makes up for, 0..1; needs
-   * {@link RoundingStatistics.cross}. Default 1
+   * {@link RoundingStatistics.cross}. Default 0.75: calibration
+   * data are not what the model will see
    */
   readonly propagation?: number;
   /** Codebooks of a codebook format, each for as many contiguous rows. Default 1 */
@@ -61,4 +62,14 @@ export interface RoundedUnit {
   readonly loss: number;
   /** `‖W - Ŵ‖² / ‖W‖²`. */
   readonly relativeError: number;
+}
+
+/**
+ * The method for a table whose rows are also gathered: there an error counts the same in every column, so
+ * the identity weighs as much as the Hessian of the product. With the Hessian alone, rows would carry
+ * errors where the product does not see them and everything behind the gather does (`nib` in 2 bits: KL
+ * 0.170 against 0.161 without a Hessian).
+ */
+export function methodForTable(method: RoundingMethod): RoundingMethod {
+  return { ...method, damping: Math.max(1, method.damping ?? 0) };
 }

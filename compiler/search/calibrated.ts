@@ -25,6 +25,7 @@ import { unitFormat, unitRows } from '../passes/weight-units.ts';
 import type { CodeFormat, WeightFormat } from '../quant/formats.ts';
 import { parseFormat } from '../quant/formats.ts';
 import type { RoundedUnit, RoundingMethod } from '../quant/rounding.ts';
+import { methodForTable } from '../quant/rounding.ts';
 import { roundUnit } from '../quant/round-unit.ts';
 import type { Recipe, RoundingName } from '../recipe.ts';
 
@@ -188,15 +189,22 @@ export class CalibratedModel {
     formats: ReadonlyMap<string, CodeFormat>,
   ): Promise<ReadonlyMap<string, RoundedUnit>> {
     const method = this.method();
+    const ofTables = methodForTable(method);
     const { algebra } = this.services;
     return roundSequentially(
       this.subject,
       formats,
       (unit, format, statistics) =>
-        roundUnit(unitRows(unit), format, method, statistics ?? {}, algebra),
+        roundUnit(
+          unitRows(unit),
+          format,
+          unit.kind === 'table' ? ofTables : method,
+          statistics ?? {},
+          algebra,
+        ),
       this.services,
       {
-        method,
+        method: [method, ofTables],
         statistics: await this.collected(),
         attention: this.rounding === 'rsq',
         propagate: method.name === 'gptq',

@@ -8,6 +8,7 @@ import type { RowSource } from '../../compiler/quant/matrix.ts';
 import { dequantizeMatrix, quantizeMatrix } from '../../compiler/quant/matrix.ts';
 import { roundUnit } from '../../compiler/quant/round-unit.ts';
 import type { RoundingMethod } from '../../compiler/quant/rounding.ts';
+import { methodForTable } from '../../compiler/quant/rounding.ts';
 import { FettleError } from '../../runtime/errors.ts';
 import { correlatedInputs } from '../support/correlated-inputs.ts';
 import { normalValues } from '../support/random-values.ts';
@@ -257,4 +258,22 @@ test('a codebook for each run of rows is stored and read back', () => {
   assert.equal(two.matrix.codebook?.length, 32);
   const loss = lossOf(even, dequantizeMatrix(two.matrix), own, 64);
   assert.ok(Math.abs(two.loss / loss - 1) < 1e-3);
+});
+
+test('a table keeps its rows close where the product does not look', () => {
+  const format = integerFormat(3, 32, false);
+  const method: RoundingMethod = { name: 'gptq' };
+  const [own, table] = [method, methodForTable(method)].map((one) =>
+    roundUnit(source(values, columns), format, one, { hessian }, algebra),
+  );
+  const nearest = roundUnit(
+    source(values, columns),
+    format,
+    { name: 'nearest' },
+    { hessian },
+    algebra,
+  );
+  assert.ok(own !== undefined && table !== undefined);
+  assert.ok(table.relativeError < own.relativeError);
+  assert.ok(own.loss < table.loss && table.loss < nearest.loss);
 });
