@@ -88,16 +88,44 @@ export function quantizeActivations(options: QuantizeActivationsOptions = {}): P
     ],
     run(model, context) {
       const before = context.rewriter.changes;
+      const run = new Run(settings, context);
       for (const node of model.graph.nodes()) {
         const sites = productOf(node, settings);
         if (sites === undefined) continue;
         if (typeof sites === 'string') context.refuse(ruleOf(node), node, sites);
-        else if (node.op === 'Conv') convolution(node, sites, settings, context);
-        else linear(node, sites, settings, context);
+        else if (node.op === 'Conv') convolution(node, sites, run);
+        else linear(node, sites, run);
       }
       return context.rewriter.changes > before;
     },
   };
+}
+
+/** One run of the pass. */
+class Run {
+  readonly settings: Settings;
+  readonly context: PassContext;
+  /** What values were called that have taken another's place. */
+  private readonly names = new Map<Value, string>();
+
+  constructor(settings: Settings, context: PassContext) {
+    this.settings = settings;
+    this.context = context;
+  }
+
+  /** Range of a value of the original graph. */
+  rangeOf(value: Value): readonly number[] | undefined {
+    return this.settings.ranges[this.names.get(value) ?? value.name];
+  }
+
+  /** Puts a value in the place of a node's. */
+  replace(node: Node, value: Value): void {
+    const { rewriter } = this.context;
+    const output = node.output(0);
+    this.names.set(value, output.name);
+    rewriter.replace(output, value);
+    rewriter.remove(node);
+  }
 }
 
 /** Whether a node is a product in 8 bits could be made of: its weights, or why not. */
@@ -146,6 +174,13 @@ function quantized(rewriter: Rewriter, x: Value, range: readonly number[]): Valu
   return rewriter.op('DequantizeLinear', [codes, ...parts]);
 }
 
+/** Scale of a value that has been rounded to u8 already; rounding it again would cost and lose. */
+function knownScale({ producer }: Value): number | undefined {
+  const isRounded = producer?.op === 'DequantizeLinear' && producer.inputs[0]?.dtype === 'u8';
+  const scale = isRounded ? producer.inputs[1]?.constant() : undefined;
+  return scale?.shape.length === 0 ? Number(readNumbers(scale)[0]) : undefined;
+}
+
 interface SignedWeights {
   /** In the order of storage. */
   readonly codes: Int8Array;
@@ -170,17 +205,15 @@ function signedWeights(site: LinearSite): SignedWeights | undefined {
   return { codes, scales };
 }
 
-function linear(
-  node: Node,
-  site: LinearSite,
-  { ranges, dynamic, staticLimit }: Settings,
-  context: PassContext,
-): void {
+function linear(node: Node, site: LinearSite, run: Run): void {
+  const { context } = run;
   const { rewriter } = context;
+  const { dynamic, staticLimit } = run.settings;
   const x = node.input(0);
-  const range = ranges[x.name];
+  const range = run.rangeOf(x);
   const most = range === undefined ? Infinity : Math.max(...range.map(Math.abs));
-  const isStatic = most <= staticLimit;
+  const rounded = knownScale(x) !== undefined;
+  const isStatic = rounded || most <= staticLimit;
   if (!isStatic && !dynamic) {
     const why = range === undefined ? 'its range is not known' : `its range reaches ${most}`;
     context.refuse(rules.linear, node, `${why}, and dynamic ranges are not wanted`);
@@ -198,9 +231,9 @@ function linear(
   const weight = rewriter.constant(`${name}_s8`, tensor('i8', [inputs, outputs], codes));
   const scales = rewriter.constant(`${name}_scales`, tensor('f32', [outputs], made.scales));
   const product = isStatic
-    ? staticProduct(rewriter, quantized(rewriter, x, range ?? []), weight, scales)
+    ? staticProduct(rewriter, rounded ? x : quantized(rewriter, x, range ?? []), weight, scales)
     : dynamicProduct(rewriter, x, weight, scales);
-  finish(node, product, node.inputs[site.places.bias], context);
+  finish(node, product, node.inputs[site.places.bias], run);
   context.count(isStatic ? rules.static : rules.dynamic);
 }
 
@@ -223,12 +256,8 @@ function dynamicProduct(rewriter: Rewriter, x: Value, weight: Value, scales: Val
 }
 
 /** Bias, activation and residual behind a product; the node goes. */
-function finish(
-  node: Node,
-  product: Value,
-  bias: Value | undefined,
-  { rewriter }: PassContext,
-): void {
+function finish(node: Node, product: Value, bias: Value | undefined, run: Run): void {
+  const { rewriter } = run.context;
   let value = bias === undefined ? product : rewriter.op('Add', [product, bias]);
   if (isLinear(node)) {
     const [alpha, beta] = [node.float('alpha'), node.float('beta')];
@@ -236,21 +265,18 @@ function finish(
     const residual = node.inputs[linearInputs.residual];
     if (residual !== undefined) value = rewriter.op('Add', [value, residual]);
   }
-  rewriter.replace(node.output(0), value);
-  rewriter.remove(node);
+  run.replace(node, value);
 }
 
-function convolution(
-  node: Node,
-  site: LinearSite,
-  { ranges }: Settings,
-  context: PassContext,
-): void {
+function convolution(node: Node, site: LinearSite, run: Run): void {
+  const { context } = run;
   const { rewriter } = context;
   const x = node.input(0);
-  const output = node.output(0);
-  const [range, given] = [ranges[x.name], ranges[`${output.name}${PRODUCT}`]];
-  if (range === undefined || given === undefined) {
+  const range = run.rangeOf(x);
+  const given = run.settings.ranges[`${node.output(0).name}${PRODUCT}`];
+  const known = knownScale(x);
+  const scale = known ?? (range === undefined ? undefined : gridOf(range).scale);
+  if (scale === undefined || given === undefined) {
     context.refuse(rules.convolution, node, 'its ranges are not known');
     return;
   }
@@ -274,9 +300,9 @@ function convolution(
     ],
     { axis: int(0) },
   );
-  const inputs = [quantized(rewriter, x, range), weight];
+  const inputs = [known === undefined ? quantized(rewriter, x, range ?? []) : x, weight];
   const bias = site.bias?.constant();
-  if (bias !== undefined) inputs.push(biasOf(site, made, gridOf(range).scale, rewriter));
+  if (bias !== undefined) inputs.push(biasOf(site, made, scale, rewriter));
   const attributes = Object.fromEntries(
     [...node.attributes].filter(([key]) => !isFusedConv(node) || !epilogueAttributes.includes(key)),
   );
@@ -287,18 +313,21 @@ function convolution(
   const add = (sum: Value): Value =>
     residual === undefined ? sum : rewriter.op('Add', [sum, residual]);
   const [alpha, beta] = [node.float('alpha'), node.float('beta')];
-  // a range that begins at 0 is a Relu already
-  if (activation === 'relu' && !(residual !== undefined && first)) {
-    value = quantized(rewriter, rewriter.op('Relu', [value]), [0, given[1] ?? 0]);
-    value = add(value);
+  // what lies outside of a grid becomes its end: a range from 0 on is a Relu
+  const limits =
+    activation === 'relu' ? [0, Infinity] : activation === 'relu6' ? [0, 6] : undefined;
+  if (limits !== undefined && !(residual !== undefined && first)) {
+    const [least = 0, greatest = Infinity] = limits;
+    value = add(
+      quantized(rewriter, value, [least, Math.min(greatest, Math.max(0, given[1] ?? 0))]),
+    );
   } else {
     value = quantized(rewriter, value, given);
     if (first) value = add(value);
     value = writeActivation(rewriter, activation, value, alpha, beta);
     if (!first) value = add(value);
   }
-  rewriter.replace(output, value);
-  rewriter.remove(node);
+  run.replace(node, value);
   context.count(rules.convolution);
 }
 
