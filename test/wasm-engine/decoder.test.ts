@@ -64,6 +64,8 @@ for (const [name, options, most] of cases)
     }
   });
 
+const values = (data: unknown): Float32Array => data as Float32Array;
+
 const greedy = async (session: Session): Promise<readonly number[]> =>
   (await session.generate(ids.slice(0, 9), { maxTokens: 32, ignoreEnd: true }).result()).tokens;
 
@@ -85,8 +87,11 @@ for (const format of ['f32', 'w8g32', 'w4g32', 'w4g32a', 'w4g16', 'w3g32', 'w2g1
     }
     const [first, ...others] = results;
     for (const other of others) assert.deepEqual(other.tokens, first?.tokens);
-    // threads split rows, and integers are exact everywhere
-    if (format !== 'f32') for (const other of others) assert.deepEqual(other.logits, first?.logits);
+    // threads split rows, and integers are exact everywhere; relaxed SIMD rounds a float product and its sum
+    // once where plain SIMD does twice
+    for (const other of others)
+      if (format !== 'f32') assert.deepEqual(other.logits, first?.logits);
+      else assert.ok(rangeDistance(values(other.logits), values(first?.logits)) <= 1e-5);
   });
 
 for (const format of [
