@@ -25,6 +25,9 @@ export function splitCaches(): Pass {
       const before = context.rewriter.changes;
       const pairs = model.graph.outputs.flatMap((present) => pairOf(model, present, context));
       for (const pair of pairs) split(model, pair, context);
+      for (const node of model.graph.allNodes())
+        if (node.op === 'Concat' && node.domain === '' && !node.output(0).isOutput)
+          context.miss('cache', node, 'its result is no output of the model');
       return context.rewriter.changes > before;
     },
   };
@@ -42,7 +45,12 @@ interface Pair {
 /** A stacked cache that an output is the next state of. */
 function pairOf(model: Model, present: Value, context: PassContext): readonly Pair[] {
   const join = present.producer;
-  if (join?.op !== 'Concat' || join.domain !== '' || join.int('axis', -1) !== 0) return [];
+  if (join?.op !== 'Concat' || join.domain !== '') return [];
+  const miss = (why: string): readonly Pair[] => {
+    context.miss('cache', join, why);
+    return [];
+  };
+  if (join.int('axis', -1) !== 0) return miss('it does not stack along a first axis');
   const stacked = join.inputs.map((input) => {
     const lift = input?.producer;
     const isLifted = lift?.op === 'Unsqueeze' || lift?.op === 'Reshape';
@@ -51,11 +59,8 @@ function pairOf(model: Model, present: Value, context: PassContext): readonly Pa
       : undefined;
   });
   const [key, value] = stacked;
-  if (stacked.length !== 2 || key?.shape?.length !== 4 || value?.shape?.length !== 4) return [];
-  const miss = (why: string): readonly Pair[] => {
-    context.miss('cache', join, why);
-    return [];
-  };
+  if (stacked.length !== 2 || key?.shape?.length !== 4 || value?.shape?.length !== 4)
+    return miss('it does not stack keys and values');
   if (present.users.size > 0) return miss('its result is read');
   if (key.isOutput || value.isOutput || key === value) return miss('its parts are outputs too');
   const past = model.graph.inputs.find(

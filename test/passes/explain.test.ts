@@ -72,9 +72,9 @@ test('every pass of fusion lists its rules and the ops they start from', () => {
 });
 
 test('every rule says of every node that it starts from what it made of it', async () => {
-  const micro = Object.entries(microDecoders).slice(0, 8);
+  const micro = Object.entries(microDecoders).slice(0, 5);
   const models = [
-    ...Array.from({ length: 60 }, (_, seed) => randomNetwork(seed + 1)),
+    ...Array.from({ length: 25 }, (_, seed) => randomNetwork(seed + 1)),
     ...micro.map(([name, config], index) =>
       buildDecoder(name, config, spellings[index % spellings.length] ?? spellings[0]),
     ),
@@ -189,10 +189,9 @@ test('whatever fusion leaves is explained', async () => {
     remainders.find((one) => one.op === op)?.reasons ?? [];
   assert.match(of('MaxPool').join(), /there is no Pad in front/);
   assert.ok(remainders.every(({ reasons }) => reasons.length > 0));
-  const { exitCode, stdout } = await fettle(
-    ...['compile', 'builtin:nib', '--target', 'ort-wasm', '--no-canaries', '--explain'],
-    ...['--out', join(folder, 'nib')],
-  );
+  const out = join(folder, 'nib');
+  const options = ['--target', 'ort-wasm', '--no-canaries', '--explain', '--out', out];
+  const { exitCode, stdout } = await fettle('compile', 'builtin:nib', ...options);
   assert.equal(exitCode, 0);
   assert.match(
     stdout,

@@ -14,10 +14,10 @@ import { normalValues } from './random-values.ts';
 /** Takes the cache out of a decoder that a builder wrote: every call starts at the first token. */
 export function withoutCache(model: Model): Model {
   const rewriter = new Rewriter(model, inferNode);
-  for (const output of [...model.graph.outputs])
-    if (output.name !== 'logits') rewriter.removeOutput(output);
+  for (const output of model.graph.outputs.filter(({ name }) => name !== 'logits'))
+    rewriter.removeOutput(output);
   for (const past of model.graph.inputs.filter(({ name }) => name.startsWith('past_'))) {
-    for (const node of [...past.users.keys()])
+    for (const node of past.users.keys())
       if (node.op === 'Concat') rewriter.replaceUses(node.output(0), node.input(1));
     const sizes = (past.shape ?? []).map((dim) => (typeof dim === 'number' ? dim : 0));
     const none = tensor('f32', [1, ...sizes.slice(1)], new Float32Array(0));
