@@ -3,7 +3,7 @@
  * thread in this process: largest difference as a fraction of the range, and the ratio of the best times
  * of interleaved runs. Prints Markdown, or JSON with `--json`; `--profile` adds the time of each kernel.
  *
- *     node --import tsx test/bench/vision.ts [--json] [--profile] [--runs n] [name …]
+ *     npm run bench:vision [-- --json] [--profile] [--runs n] [--format w8] [name …]
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { argv, stdout, version } from 'node:process';

@@ -153,8 +153,8 @@ function fillPanel(
   let column = first - row * columns;
   for (let j = 0; j < tiles * TILE; j++) {
     if ((j & 7) == 0) {
-      const whole = strideW == 1 && column + TILE <= columns && j + TILE <= count;
-      store<i32>(together + (j >> 1), whole ? 1 : 0);
+      const whole = strideW <= 2 && column + TILE <= columns && j + TILE <= count;
+      store<i32>(together + (j >> 1), whole ? strideW : 0);
     }
     // behind the last position there is nothing to read
     store<i32>(table + (j << 3), j < count ? row * strideH - padTop : -(1 << 28));
@@ -175,11 +175,16 @@ function fillPanel(
           const entry = table + (t << 6);
           const iy = load<i32>(entry) + dy;
           const ix = load<i32>(entry, 4) + dx;
-          const inRow = load<i32>(together + (t << 2)) != 0;
-          if (inRow && iy >= 0 && iy < height && ix >= 0 && ix + TILE <= width) {
-            const from = x + ((iy * width + ix) << 2);
+          // columns from one to the next in a tile of one row; 0 when it goes over several
+          const apart = load<i32>(together + (t << 2));
+          const from = x + ((iy * width + ix) << 2);
+          const inside = <u32>iy < <u32>height && ix >= 0 && ix + apart * TILE <= width;
+          if (inside && apart == 1) {
             v128.store(to, v128.load(from, 0), 0);
             v128.store(to, v128.load(from, 16), 16);
+          } else if (inside && apart == 2) {
+            v128.store(to, everyOther(from), 0);
+            v128.store(to, everyOther(from + 32), 16);
           } else {
             fillTile(entry, to, x, dy, dx, height, width);
           }
@@ -190,6 +195,12 @@ function fillPanel(
     }
     x += plane;
   }
+}
+
+/** Four values, one of two. */
+@inline
+function everyOther(at: usize): v128 {
+  return i32x4.shuffle(v128.load(at, 0), v128.load(at, 16), 0, 2, 4, 6);
 }
 
 /** Eight values of a tile one by one. */
