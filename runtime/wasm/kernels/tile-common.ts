@@ -23,18 +23,18 @@ export function zeroPairs(zeros: usize): v128 {
 }
 
 /**
- * Where i16 sums of four rows start. They may wrap on the way: sums of a block, 16 inputs a lane, end
+ * Where i16 sums of four rows start, given `zeroPairs`. They may wrap on the way: sums of a block, 16 inputs a lane, end
  * within 16 * 127 * 15.
  */
 @inline
-export function start16(zeros: usize, pair: v128): v128 {
-  return i16x8.mul(zeroPairs(zeros), pair);
+export function start16(zeros: v128, pair: v128): v128 {
+  return i16x8.mul(zeros, pair);
 }
 
-/** Where i32 sums of four rows start. */
+/** Where i32 sums of four rows start, given `zeroPairs`. */
 @inline
-export function start32(zeros: usize, pair: v128): v128 {
-  return i32x4.dot_i16x8_s(zeroPairs(zeros), pair);
+export function start32(zeros: v128, pair: v128): v128 {
+  return i32x4.dot_i16x8_s(zeros, pair);
 }
 
 /** Where sums of symmetric weights start, all rows alike. */

@@ -11,7 +11,7 @@
  */
 import { W3 } from './abi.ts';
 import { FOURS, HALF_FACTOR, ONES16, TWO_BITS, constant } from './core.ts';
-import { scaled, smallScales, start16, startMiddle } from './tile-common.ts';
+import { scaled, smallScales, start16, startMiddle, zeroPairs } from './tile-common.ts';
 
 @inline
 function mac(sum: v128, x: v128, w: v128): v128 {
@@ -57,10 +57,10 @@ export function tile1Narrow(
         c2 = c0;
         c3 = c0;
       } else {
-        c0 = start16(zeros, pair);
-        c1 = start16(zeros + 4, pair);
-        c2 = start16(zeros + 8, pair);
-        c3 = start16(zeros + 12, pair);
+        c0 = start16(zeroPairs(zeros), pair);
+        c1 = start16(zeroPairs(zeros + 4), pair);
+        c2 = start16(zeroPairs(zeros + 8), pair);
+        c3 = start16(zeroPairs(zeros + 12), pair);
       }
       const high = w + 128;
       for (let i = 0; i < halvesOfBlock; i++) {
@@ -151,18 +151,20 @@ export function half4Narrow(
   let f20 = f00, f21 = f00, f30 = f00, f31 = f00;
   let left = groupBlocks;
   for (let b = 0; b < blocks; b++) {
+    const z0 = zeroPairs(zeros);
+    const z1 = zeroPairs(zeros + 4);
     let t = v128.load32_splat(x0 + block, 4);
-    let c00 = start16(zeros, t);
-    let c01 = start16(zeros + 4, t);
+    let c00 = start16(z0, t);
+    let c01 = start16(z1, t);
     t = v128.load32_splat(x1 + block, 4);
-    let c10 = start16(zeros, t);
-    let c11 = start16(zeros + 4, t);
+    let c10 = start16(z0, t);
+    let c11 = start16(z1, t);
     t = v128.load32_splat(x2 + block, 4);
-    let c20 = start16(zeros, t);
-    let c21 = start16(zeros + 4, t);
+    let c20 = start16(z0, t);
+    let c21 = start16(z1, t);
     t = v128.load32_splat(x3 + block, 4);
-    let c30 = start16(zeros, t);
-    let c31 = start16(zeros + 4, t);
+    let c30 = start16(z0, t);
+    let c31 = start16(z1, t);
     const high = w + 128;
     for (let i = 0; i < steps; i++) {
       // 8 inputs; W2 and W3 keep 16 in the same bytes, so every other step only shifts further

@@ -7,7 +7,16 @@
  */
 import { C4 } from './abi.ts';
 import { HALF_FACTOR, NIBBLES, ONES16, constant, lookup } from './core.ts';
-import { fence, fence4, scaled, smallScales, start16, start32, startMiddle } from './tile-common.ts';
+import {
+  fence,
+  fence4,
+  scaled,
+  smallScales,
+  start16,
+  start32,
+  startMiddle,
+  zeroPairs,
+} from './tile-common.ts';
 
 @inline
 function mac(format: i32, sum: v128, x: v128, w: v128, ones: v128): v128 {
@@ -36,7 +45,7 @@ function high(format: i32, p: v128, mask: v128, book: v128): v128 {
 }
 
 @inline
-function start(format: i32, zeros: usize, pair: v128): v128 {
+function start(format: i32, zeros: v128, pair: v128): v128 {
   return format == C4 ? start32(zeros, pair) : start16(zeros, pair);
 }
 
@@ -90,10 +99,10 @@ export function tile1Nibble(
         c2 = c0;
         c3 = c0;
       } else {
-        c0 = start(format, zeros, pair);
-        c1 = start(format, zeros + 4, pair);
-        c2 = start(format, zeros + 8, pair);
-        c3 = start(format, zeros + 12, pair);
+        c0 = start(format, zeroPairs(zeros), pair);
+        c1 = start(format, zeroPairs(zeros + 4), pair);
+        c2 = start(format, zeroPairs(zeros + 8), pair);
+        c3 = start(format, zeroPairs(zeros + 12), pair);
       }
       let x0 = v128.load32_splat(x, 0);
       let x1 = v128.load32_splat(x, 4);
@@ -171,7 +180,6 @@ export function half4Nibble(
   const ones = constant(ONES16);
   const mask = constant(NIBBLES);
   const book = format == C4 ? v128.load(codebook) : mask;
-  const steps = block >> 4;
   let x0 = record;
   let x1 = record + recordBytes;
   let x2 = x1 + recordBytes;
@@ -180,88 +188,153 @@ export function half4Nibble(
   let f20 = f00, f21 = f00, f30 = f00, f31 = f00;
   let left = groupBlocks;
   for (let b = 0; b < blocks; b++) {
+    const z0 = zeroPairs(zeros);
+    const z1 = zeroPairs(zeros + 4);
     let t = v128.load32_splat(x0 + block, 4);
-    let c00 = start(format, zeros, t);
-    let c01 = start(format, zeros + 4, t);
+    let c00 = start(format, z0, t);
+    let c01 = start(format, z1, t);
     t = v128.load32_splat(x1 + block, 4);
-    let c10 = start(format, zeros, t);
-    let c11 = start(format, zeros + 4, t);
+    let c10 = start(format, z0, t);
+    let c11 = start(format, z1, t);
     t = v128.load32_splat(x2 + block, 4);
-    let c20 = start(format, zeros, t);
-    let c21 = start(format, zeros + 4, t);
+    let c20 = start(format, z0, t);
+    let c21 = start(format, z1, t);
     t = v128.load32_splat(x3 + block, 4);
-    let c30 = start(format, zeros, t);
-    let c31 = start(format, zeros + 4, t);
-    for (let i = 0; i < steps; i++) {
-      let p = v128.load(w, 0);
-      let q = v128.load(w, 16);
-      let v = low(format, p, mask, book);
-      let u = low(format, q, mask, book);
-      t = v128.load32_splat(x0, 0);
-      c00 = mac(format, c00, t, v, ones);
-      c01 = mac(format, c01, t, u, ones);
-      t = v128.load32_splat(x1, 0);
-      c10 = mac(format, c10, t, v, ones);
-      c11 = mac(format, c11, t, u, ones);
-      t = v128.load32_splat(x2, 0);
-      c20 = mac(format, c20, t, v, ones);
-      c21 = mac(format, c21, t, u, ones);
-      t = v128.load32_splat(x3, 0);
-      c30 = mac(format, c30, t, v, ones);
-      c31 = mac(format, c31, t, u, ones);
-      fence(w, 1, c00, c01, c10, c11, c20, c21, c30, c31);
-      v = high(format, p, mask, book);
-      u = high(format, q, mask, book);
-      t = v128.load32_splat(x0, 4);
-      c00 = mac(format, c00, t, v, ones);
-      c01 = mac(format, c01, t, u, ones);
-      t = v128.load32_splat(x1, 4);
-      c10 = mac(format, c10, t, v, ones);
-      c11 = mac(format, c11, t, u, ones);
-      t = v128.load32_splat(x2, 4);
-      c20 = mac(format, c20, t, v, ones);
-      c21 = mac(format, c21, t, u, ones);
-      t = v128.load32_splat(x3, 4);
-      c30 = mac(format, c30, t, v, ones);
-      c31 = mac(format, c31, t, u, ones);
-      fence(w, 2, c00, c01, c10, c11, c20, c21, c30, c31);
-      p = v128.load(w, 64);
-      q = v128.load(w, 80);
+    let c30 = start(format, z0, t);
+    let c31 = start(format, z1, t);
+    let p = v128.load(w, 0);
+    let q = v128.load(w, 16);
+    let v = low(format, p, mask, book);
+    let u = low(format, q, mask, book);
+    t = v128.load32_splat(x0, 0);
+    c00 = mac(format, c00, t, v, ones);
+    c01 = mac(format, c01, t, u, ones);
+    t = v128.load32_splat(x1, 0);
+    c10 = mac(format, c10, t, v, ones);
+    c11 = mac(format, c11, t, u, ones);
+    t = v128.load32_splat(x2, 0);
+    c20 = mac(format, c20, t, v, ones);
+    c21 = mac(format, c21, t, u, ones);
+    t = v128.load32_splat(x3, 0);
+    c30 = mac(format, c30, t, v, ones);
+    c31 = mac(format, c31, t, u, ones);
+    fence(w, 1, c00, c01, c10, c11, c20, c21, c30, c31);
+    v = high(format, p, mask, book);
+    u = high(format, q, mask, book);
+    t = v128.load32_splat(x0, 4);
+    c00 = mac(format, c00, t, v, ones);
+    c01 = mac(format, c01, t, u, ones);
+    t = v128.load32_splat(x1, 4);
+    c10 = mac(format, c10, t, v, ones);
+    c11 = mac(format, c11, t, u, ones);
+    t = v128.load32_splat(x2, 4);
+    c20 = mac(format, c20, t, v, ones);
+    c21 = mac(format, c21, t, u, ones);
+    t = v128.load32_splat(x3, 4);
+    c30 = mac(format, c30, t, v, ones);
+    c31 = mac(format, c31, t, u, ones);
+    fence(w, 2, c00, c01, c10, c11, c20, c21, c30, c31);
+    p = v128.load(w, 64);
+    q = v128.load(w, 80);
+    v = low(format, p, mask, book);
+    u = low(format, q, mask, book);
+    t = v128.load32_splat(x0, 8);
+    c00 = mac(format, c00, t, v, ones);
+    c01 = mac(format, c01, t, u, ones);
+    t = v128.load32_splat(x1, 8);
+    c10 = mac(format, c10, t, v, ones);
+    c11 = mac(format, c11, t, u, ones);
+    t = v128.load32_splat(x2, 8);
+    c20 = mac(format, c20, t, v, ones);
+    c21 = mac(format, c21, t, u, ones);
+    t = v128.load32_splat(x3, 8);
+    c30 = mac(format, c30, t, v, ones);
+    c31 = mac(format, c31, t, u, ones);
+    fence(w, 3, c00, c01, c10, c11, c20, c21, c30, c31);
+    v = high(format, p, mask, book);
+    u = high(format, q, mask, book);
+    t = v128.load32_splat(x0, 12);
+    c00 = mac(format, c00, t, v, ones);
+    c01 = mac(format, c01, t, u, ones);
+    t = v128.load32_splat(x1, 12);
+    c10 = mac(format, c10, t, v, ones);
+    c11 = mac(format, c11, t, u, ones);
+    t = v128.load32_splat(x2, 12);
+    c20 = mac(format, c20, t, v, ones);
+    c21 = mac(format, c21, t, u, ones);
+    t = v128.load32_splat(x3, 12);
+    c30 = mac(format, c30, t, v, ones);
+    c31 = mac(format, c31, t, u, ones);
+    if (block == 32) {
+      p = v128.load(w, 128);
+      q = v128.load(w, 144);
       v = low(format, p, mask, book);
       u = low(format, q, mask, book);
-      t = v128.load32_splat(x0, 8);
+      t = v128.load32_splat(x0, 16);
       c00 = mac(format, c00, t, v, ones);
       c01 = mac(format, c01, t, u, ones);
-      t = v128.load32_splat(x1, 8);
+      t = v128.load32_splat(x1, 16);
       c10 = mac(format, c10, t, v, ones);
       c11 = mac(format, c11, t, u, ones);
-      t = v128.load32_splat(x2, 8);
+      t = v128.load32_splat(x2, 16);
       c20 = mac(format, c20, t, v, ones);
       c21 = mac(format, c21, t, u, ones);
-      t = v128.load32_splat(x3, 8);
+      t = v128.load32_splat(x3, 16);
       c30 = mac(format, c30, t, v, ones);
       c31 = mac(format, c31, t, u, ones);
-      fence(w, 3, c00, c01, c10, c11, c20, c21, c30, c31);
+      fence(w, 5, c00, c01, c10, c11, c20, c21, c30, c31);
       v = high(format, p, mask, book);
       u = high(format, q, mask, book);
-      t = v128.load32_splat(x0, 12);
+      t = v128.load32_splat(x0, 20);
       c00 = mac(format, c00, t, v, ones);
       c01 = mac(format, c01, t, u, ones);
-      t = v128.load32_splat(x1, 12);
+      t = v128.load32_splat(x1, 20);
       c10 = mac(format, c10, t, v, ones);
       c11 = mac(format, c11, t, u, ones);
-      t = v128.load32_splat(x2, 12);
+      t = v128.load32_splat(x2, 20);
       c20 = mac(format, c20, t, v, ones);
       c21 = mac(format, c21, t, u, ones);
-      t = v128.load32_splat(x3, 12);
+      t = v128.load32_splat(x3, 20);
       c30 = mac(format, c30, t, v, ones);
       c31 = mac(format, c31, t, u, ones);
-      w += 128;
-      x0 += 16;
-      x1 += 16;
-      x2 += 16;
-      x3 += 16;
+      fence(w, 6, c00, c01, c10, c11, c20, c21, c30, c31);
+      p = v128.load(w, 192);
+      q = v128.load(w, 208);
+      v = low(format, p, mask, book);
+      u = low(format, q, mask, book);
+      t = v128.load32_splat(x0, 24);
+      c00 = mac(format, c00, t, v, ones);
+      c01 = mac(format, c01, t, u, ones);
+      t = v128.load32_splat(x1, 24);
+      c10 = mac(format, c10, t, v, ones);
+      c11 = mac(format, c11, t, u, ones);
+      t = v128.load32_splat(x2, 24);
+      c20 = mac(format, c20, t, v, ones);
+      c21 = mac(format, c21, t, u, ones);
+      t = v128.load32_splat(x3, 24);
+      c30 = mac(format, c30, t, v, ones);
+      c31 = mac(format, c31, t, u, ones);
+      fence(w, 7, c00, c01, c10, c11, c20, c21, c30, c31);
+      v = high(format, p, mask, book);
+      u = high(format, q, mask, book);
+      t = v128.load32_splat(x0, 28);
+      c00 = mac(format, c00, t, v, ones);
+      c01 = mac(format, c01, t, u, ones);
+      t = v128.load32_splat(x1, 28);
+      c10 = mac(format, c10, t, v, ones);
+      c11 = mac(format, c11, t, u, ones);
+      t = v128.load32_splat(x2, 28);
+      c20 = mac(format, c20, t, v, ones);
+      c21 = mac(format, c21, t, u, ones);
+      t = v128.load32_splat(x3, 28);
+      c30 = mac(format, c30, t, v, ones);
+      c31 = mac(format, c31, t, u, ones);
     }
+    w += block << 3;
+    x0 += block;
+    x1 += block;
+    x2 += block;
+    x3 += block;
     // the scales behind the codes of a block
     const halfFactor = constant(HALF_FACTOR);
     const w0 = smallScales(scales, 0);

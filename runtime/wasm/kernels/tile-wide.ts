@@ -18,7 +18,7 @@ import {
   constant,
   lookup,
 } from './core.ts';
-import { scaled, smallScales, start32, startMiddle } from './tile-common.ts';
+import { scaled, smallScales, start32, startMiddle, zeroPairs } from './tile-common.ts';
 
 @inline
 function mac(sum: v128, x: v128, w: v128): v128 {
@@ -108,10 +108,10 @@ export function tile1Wide(
         c2 = c0;
         c3 = c0;
       } else {
-        c0 = start32(zeros, pair);
-        c1 = start32(zeros + 4, pair);
-        c2 = start32(zeros + 8, pair);
-        c3 = start32(zeros + 12, pair);
+        c0 = start32(zeroPairs(zeros), pair);
+        c1 = start32(zeroPairs(zeros + 4), pair);
+        c2 = start32(zeroPairs(zeros + 8), pair);
+        c3 = start32(zeroPairs(zeros + 12), pair);
       }
       const high = w + 128;
       for (let i = 0; i < halvesOfBlock; i++) {
@@ -223,18 +223,20 @@ export function half4Wide(
   let f20 = f00, f21 = f00, f30 = f00, f31 = f00;
   let left = groupBlocks;
   for (let b = 0; b < blocks; b++) {
+    const z0 = zeroPairs(zeros);
+    const z1 = zeroPairs(zeros + 4);
     let t = v128.load32_splat(x0 + 2 * block, 4);
-    let c00 = start32(zeros, t);
-    let c01 = start32(zeros + 4, t);
+    let c00 = start32(z0, t);
+    let c01 = start32(z1, t);
     t = v128.load32_splat(x1 + 2 * block, 4);
-    let c10 = start32(zeros, t);
-    let c11 = start32(zeros + 4, t);
+    let c10 = start32(z0, t);
+    let c11 = start32(z1, t);
     t = v128.load32_splat(x2 + 2 * block, 4);
-    let c20 = start32(zeros, t);
-    let c21 = start32(zeros + 4, t);
+    let c20 = start32(z0, t);
+    let c21 = start32(z1, t);
     t = v128.load32_splat(x3 + 2 * block, 4);
-    let c30 = start32(zeros, t);
-    let c31 = start32(zeros + 4, t);
+    let c30 = start32(z0, t);
+    let c31 = start32(z1, t);
     const high = w + 128;
     for (let i = 0; i < steps; i++) {
       // 4 inputs; the formats that keep 8 or 16 in the same bytes shift further each step
