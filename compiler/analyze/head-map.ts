@@ -17,9 +17,10 @@ import type { Node, Value } from '../ir/graph.ts';
 import { rotate } from '../ops/attention-core.ts';
 import { filled, readNumbers } from '../ops/numbers.ts';
 import type { Bookkeeping, CallSizes } from './bookkeeping.ts';
-import type { NodeOrder } from './dominators.ts';
+import type { Dominator, NodeOrder } from './dominators.ts';
 import { dominators } from './dominators.ts';
 import { knownShape, probe } from './probe.ts';
+import { wayOf } from './way.ts';
 
 /** Order of the axes of heads: tokens before columns, behind them, or whole rows of tokens. */
 export type HeadOrder = 'bhsd' | 'bhds' | 'bshd' | 'sbhd';
@@ -77,6 +78,8 @@ export const TRIAL_TOKENS = 41;
 export interface HeadContext {
   readonly books: Bookkeeping;
   readonly order: NodeOrder;
+  /** What was found of other heads by how they are computed; the layers of a model are alike. */
+  readonly known: Map<string, HeadMap | undefined>;
 }
 
 /** Enough tokens that slow frequencies show. */
@@ -102,11 +105,33 @@ export function readHeads(
 ): HeadMap | undefined {
   const found = dominators(heads, context.order, (node) => linearInputs(node, context.books));
   for (const { value, nodes } of [...found].reverse()) {
-    const map = new Trial(heads, headOrder, value, nodes, context.books, split).read();
+    const map = tried(heads, headOrder, { value, nodes }, context, split);
     if (map !== undefined) return map;
   }
-  const none = new Trial(heads, headOrder, heads, new Set(), context.books, split);
-  return none.read();
+  return tried(heads, headOrder, { value: heads, nodes: new Set() }, context, split);
+}
+
+/** Tries one source, unless one that leads to its heads in the same way has been tried. */
+function tried(
+  heads: Value,
+  headOrder: HeadOrder,
+  { value, nodes }: Dominator,
+  { books, known }: HeadContext,
+  split: HeadSplit | undefined,
+): HeadMap | undefined {
+  const way = wayOf(heads, value, nodes);
+  const types = [value, heads].map(({ dtype, shape }) => `${dtype}[${shape}]`).join();
+  const key =
+    way === undefined
+      ? undefined
+      : `${headOrder} ${split?.heads} ${split?.width} ${types} ${value.weight === undefined} ${way}`;
+  if (key !== undefined && known.has(key)) {
+    const map = known.get(key);
+    return map && { ...map, source: value, nodes };
+  }
+  const map = new Trial(heads, headOrder, value, nodes, books, split).read();
+  if (key !== undefined) known.set(key, map);
+  return map;
 }
 
 /** Inputs through which a node passes data on linearly; undefined for any other node. */
