@@ -1,6 +1,6 @@
 /**
  * Rounds rows of a matrix under the loss Σ e H eᵀ, a block of rows at a time, in the algebra's memory:
- * GPTQ, then sweeps of coordinate descent. The loops are in `compiler/algebra/kernels/round.ts`.
+ * GPTQ, then sweeps of coordinate descent. The loops are in `compiler/algebra/kernels/round.ts` and `sweep.ts`.
  */
 import type { Algebra } from '../algebra/algebra.ts';
 import * as abi from '../algebra/kernels/abi.ts';

@@ -103,7 +103,10 @@ test('each constant gets the format and the codes assigned to it', async () => {
     ],
   );
   const nodes = [...model.graph.nodes()].filter(isDequantize);
-  assert.deepEqual(nodes.map((node) => readDequantize(node).bits).toSorted((a, b) => a - b), [3, 3, 8]);
+  assert.deepEqual(
+    nodes.map((node) => readDequantize(node).bits).toSorted((a, b) => a - b),
+    [3, 3, 8],
+  );
   const codes = nodes[0]?.input(0).constant()?.data;
   assert.deepEqual(codes, matrix.codes);
   assert.equal(dequantizeMatrix(matrix).length, 48 * 32);

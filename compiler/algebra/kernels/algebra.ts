@@ -3,4 +3,5 @@ export { product, productScratchBytes } from './product.ts';
 export { cholesky, invertLower } from './factor.ts';
 export { hadamard } from './hadamard.ts';
 export { codesOut, panelsIn, panelsOut } from './panel.ts';
-export { chooseScales, quadraticLoss, roundGrouped, roundOrdered, sweepGroups } from './round.ts';
+export { chooseScales, roundGrouped, roundOrdered } from './round.ts';
+export { quadraticLoss, sweepGroups } from './sweep.ts';
