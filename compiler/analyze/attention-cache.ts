@@ -102,7 +102,7 @@ function written(
   if (rows === undefined || typeof capacity !== 'number' || map.columns !== heads * width)
     return undefined;
   if (!isInOrder(map) || map.scale !== 1 || map.rotary !== undefined) return undefined;
-  if (!writesRows(node, rows, axis, capacity, context.books)) return undefined;
+  if (!isWriter(node, rows, axis, capacity, context)) return undefined;
   const [before, past] = inputBehind(node.input(0));
   const [after, present] = outputOf(source);
   if (past === undefined || present === undefined) return undefined;
@@ -146,6 +146,31 @@ function outputOf(start: Value): readonly [nodes: readonly Node[], output: Value
 
 function isPassive(node: Node): boolean {
   return node.domain === '' && (node.op === 'Transpose' || node.op === 'Identity');
+}
+
+/** {@link writesRows}, asked once for the layers of a model, which write alike. */
+function isWriter(
+  node: Node,
+  rows: Value,
+  axis: number,
+  capacity: number,
+  { books, writers: known }: HeadContext,
+): boolean {
+  const others = node.inputs.filter((input) => input !== node.input(0) && input !== rows);
+  const shapes = [node.input(0), rows].map(({ shape }) => `[${shape}]`);
+  const key = [
+    node.op,
+    axis,
+    node.int('axis', 0),
+    node.string('mode', ''),
+    node.string('reduction', ''),
+    ...shapes,
+    ...others.map((input) => input?.name),
+  ].join(' ');
+  let answer = known.get(key);
+  if (answer === undefined)
+    known.set(key, (answer = writesRows(node, rows, axis, capacity, books)));
+  return answer;
 }
 
 /** Whether a node writes rows one after the other, the first behind the tokens that were there. */

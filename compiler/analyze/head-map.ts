@@ -80,6 +80,8 @@ export interface HeadContext {
   readonly order: NodeOrder;
   /** What was found of other heads by how they are computed; the layers of a model are alike. */
   readonly known: Map<string, HeadMap | undefined>;
+  /** Whether an op writes rows into a buffer, by how it does. */
+  readonly writers: Map<string, boolean>;
 }
 
 /** Enough tokens that slow frequencies show. */

@@ -119,7 +119,12 @@ class Fusion {
 
   constructor(model: Model, context: PassContext) {
     this.books = new Bookkeeping(model);
-    this.heads = { books: this.books, order: new NodeOrder(), known: new Map() };
+    this.heads = {
+      books: this.books,
+      order: new NodeOrder(),
+      known: new Map(),
+      writers: new Map(),
+    };
     this.rows = new AttentionRows(this.books, context);
     this.terms = new AttentionTerms(this.books, context);
     this.context = context;
