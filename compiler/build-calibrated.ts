@@ -129,7 +129,7 @@ class CalibratedBuild {
       const build = async (
         chosen: AllocatedFormats,
         rounding: 'alone' | 'sequential',
-      ): Promise<Trial<AllocatedFormats>> => {
+      ): Promise<number> => {
         if (current !== undefined) output.restart();
         const first: CompileOptions = {
           ...options,
@@ -141,23 +141,23 @@ class CalibratedBuild {
         options.log?.info(
           `${target.id}: ${formatBytes(current.bundle.bytes)}, ${quality?.metric} ${quality?.after.toPrecision(5)} (${percent(loss)}).`,
         );
-        return { value: chosen, bytes: chosen.bytes, loss };
+        return loss;
       };
-      const choose = (bytes: number): AllocatedFormats => {
-        const chosen = search.solve(bytes) ?? search.solve(least);
-        if (chosen === undefined) throw belowFloor(search.table, bytes);
-        return chosen;
-      };
-      // Units rounded one after the other lose less than each by itself: the search takes the quick way
-      // and the bundle that is kept the other one, measured again.
+      // Rounding units one after the other takes several times as long as each by itself: the search takes
+      // the quick way and the bundle that is kept the other one, measured again.
       const found = await searchTolerance({
         bound,
         least,
         most,
         predict: (bytes) => search.solve(bytes)?.error ?? Infinity,
-        measure: (bytes) => build(choose(bytes), 'alone'),
+        choose: (bytes) => {
+          const value = search.solve(bytes) ?? search.solve(least);
+          if (value === undefined) throw belowFloor(search.table, bytes);
+          return { value, bytes: value.bytes };
+        },
+        measure: ({ value }) => build(value, 'alone'),
         verify: async ({ value }) => {
-          const { loss } = await build(value, 'sequential');
+          const loss = await build(value, 'sequential');
           return Math.max(loss, relativeLoss(await measure(output.folder, target, 'second')));
         },
       });

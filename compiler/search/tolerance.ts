@@ -2,18 +2,23 @@
  * The smallest size whose measured loss stays within a bound.
  *
  * Bisection on size: the table proposes where the bound should be met, a measurement of the whole says
- * how far it is off, and the two ends close in. What is accepted is measured once more on data that the
- * search has not seen; when that fails, it steps back to the next larger size.
+ * how far it is off, and the two ends close in. What is accepted is measured once more, as it will be kept
+ * and on data that the search has not seen; while that fails, it steps to a larger size, by as much as the
+ * table says the excess takes.
  *
  * Source: ../shared/ALGORITHMS.md Q4, Z5.
  */
 
-/** A candidate that was built and measured. */
-export interface Trial<T> {
-  /** What was built. */
+/** What a size leads to. */
+export interface Choice<T> {
+  /** What would be built. */
   readonly value: T;
   /** Bytes it takes. */
   readonly bytes: number;
+}
+
+/** A choice that was built and measured. */
+export interface Trial<T> extends Choice<T> {
   /** Measured loss, in the unit of the bound. */
   readonly loss: number;
 }
@@ -28,10 +33,12 @@ export interface ToleranceProblem<T> {
   readonly most: number;
   /** Predicted loss at a size, rising as size falls; only its shape matters. */
   readonly predict: (bytes: number) => number;
-  /** Builds within a size and measures. */
-  readonly measure: (bytes: number) => Promise<Trial<T>>;
-  /** Measures what was accepted on other data; same unit. Absent: no second check. */
-  readonly verify?: (trial: Trial<T>) => Promise<number>;
+  /** What is best within a size. */
+  readonly choose: (bytes: number) => Choice<T>;
+  /** Builds a choice and measures its loss. */
+  readonly measure: (choice: Choice<T>) => Promise<number>;
+  /** Measures what was accepted on other data too; same unit. Absent: no second check. */
+  readonly verify?: (choice: Choice<T>) => Promise<number>;
 }
 
 /** How it is searched. */
@@ -40,13 +47,15 @@ export interface ToleranceOptions {
   readonly evaluations?: number;
   /** Ends closer together than this fraction of the size are good enough. Default 0.005. */
   readonly precision?: number;
+  /** Most second checks. Default 4. */
+  readonly verifications?: number;
 }
 
 /** The outcome. */
 export interface ToleranceResult<T> {
-  /** The smallest that was accepted; undefined when not even the largest was. */
-  readonly best: Trial<T> | undefined;
-  /** Loss of it on the second data; undefined without a second check. */
+  /** What is kept, the last that was built; undefined when nothing held. */
+  readonly best: Choice<T> | undefined;
+  /** Loss of it on the second check; undefined without one. */
   readonly verified: number | undefined;
   /** Everything measured, in order. */
   readonly trials: readonly Trial<T>[];
@@ -59,9 +68,15 @@ export async function searchTolerance<T>(
   problem: ToleranceProblem<T>,
   options: ToleranceOptions = {},
 ): Promise<ToleranceResult<T>> {
-  const { bound, least, most, measure, verify } = problem;
+  const { bound, least, most } = problem;
   const { evaluations = 8, precision = 0.005 } = options;
   const trials: Trial<T>[] = [];
+  const measured = async (bytes: number): Promise<Trial<T>> => {
+    const choice = problem.choose(bytes);
+    const trial = { ...choice, loss: await problem.measure(choice) };
+    trials.push(trial);
+    return trial;
+  };
   let low = least;
   let high = most;
   // measured over predicted, near the bound
@@ -71,8 +86,7 @@ export async function searchTolerance<T>(
   while (trials.length < evaluations && (high - low > precision * high || trials.length === 0)) {
     const aim = proposal(problem, low, high, bound / ratio);
     const bytes = trials.length === 0 ? aim : between(aim, low, high, lowFails);
-    const trial = await measure(bytes);
-    trials.push(trial);
+    const trial = await measured(bytes);
     const predicted = problem.predict(bytes);
     if (predicted > 0 && trial.loss > 0) ratio = trial.loss / predicted;
     if (trial.loss <= bound) {
@@ -87,26 +101,33 @@ export async function searchTolerance<T>(
   const accepted = trials.filter(({ loss }) => loss <= bound).sort((a, b) => a.bytes - b.bytes);
   let [best] = accepted;
   if (best === undefined && low < most) {
-    const largest = await measure(most);
-    trials.push(largest);
+    const largest = await measured(most);
     if (largest.loss <= bound) best = largest;
   }
-  if (best === undefined || verify === undefined)
+  if (best === undefined || problem.verify === undefined)
     return { best, verified: undefined, trials, steppedBack: false };
-  const verified = await verify(best);
-  if (verified <= bound) return { best, verified, trials, steppedBack: false };
-  // as much better as the second data asks for, and a little more
-  const wanted = 0.95 * bound * (best.loss / verified);
-  const next =
-    accepted.find(({ loss }) => loss <= wanted) ??
-    (await measure(proposal(problem, best.bytes, most, wanted / ratio)));
-  const again = await verify(next);
-  return {
-    best: again <= bound && next.loss <= bound ? next : undefined,
-    verified: again,
-    trials: trials.includes(next) ? trials : [...trials, next],
-    steppedBack: true,
-  };
+  return { ...(await confirmed(problem, best, options)), trials };
+}
+
+/** The second check, at larger and larger sizes while it fails. */
+async function confirmed<T>(
+  problem: ToleranceProblem<T>,
+  first: Choice<T>,
+  { verifications = 4 }: ToleranceOptions,
+): Promise<Omit<ToleranceResult<T>, 'trials'>> {
+  const { bound, most, choose, predict, verify = async () => 0 } = problem;
+  let choice = first;
+  for (let checks = 1; ; checks++) {
+    const verified = await verify(choice);
+    const steppedBack = checks > 1;
+    if (verified <= bound) return { best: choice, verified, steppedBack };
+    if (checks >= verifications || choice.bytes >= most)
+      return { best: undefined, verified, steppedBack };
+    // as much better as the check asks for, and a little more each time
+    const wanted = (1 - 0.05 * 2 ** checks) * predict(choice.bytes) * (bound / verified);
+    const next = proposal(problem, choice.bytes, most, wanted);
+    choice = checks + 1 < verifications ? choose(next) : choose(most);
+  }
 }
 
 /** The size at which the prediction meets a loss. */

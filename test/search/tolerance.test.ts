@@ -14,10 +14,13 @@ function problem(bound: number, off = 1): ToleranceProblem<number> & { measured:
     most: 900_000,
     predict,
     measured,
-    measure: async (bytes) => {
-      measured.push(bytes);
+    choose: (bytes) => {
       const built = Math.max(200_000, Math.floor(bytes / 1000) * 1000);
-      return { value: built, bytes: built, loss: off * predict(built) };
+      return { value: built, bytes: built };
+    },
+    measure: async ({ bytes }) => {
+      measured.push(bytes);
+      return off * predict(bytes);
     },
   };
 }
@@ -30,7 +33,7 @@ test('the smallest size within the bound is found in at most eight measurements'
     for (const off of [0.2, 1, 5]) {
       const one = problem(bound, off);
       const { best, trials } = await searchTolerance(one);
-      assert.ok(best !== undefined && best.loss <= bound);
+      assert.ok(best !== undefined && off * one.predict(best.bytes) <= bound);
       assert.ok(trials.length <= 8, `${trials.length}`);
       const wanted = Math.max(ideal(bound, off), 200_000);
       assert.ok(best.bytes < wanted * 1.03 + 1000, `${best.bytes} ${wanted} for ${bound}, ${off}`);
@@ -50,18 +53,29 @@ test('a bound that nothing meets has no answer, after the largest was tried', as
   assert.equal(trials.at(-1)?.bytes, 900_000);
 });
 
-test('what fails on the second data steps back once to the next larger one', async () => {
+test('what fails the second check becomes larger by what the excess takes', async () => {
   const one = problem(0.003);
   const { best, steppedBack, verified } = await searchTolerance({
     ...one,
-    verify: async ({ loss }) => loss * 1.2,
+    verify: async ({ bytes }) => one.predict(bytes) * 1.2,
   });
   assert.equal(steppedBack, true);
-  assert.ok(best !== undefined && best.loss * 1.2 <= 0.003);
   assert.ok(verified !== undefined && verified <= 0.003);
+  // not one of the sizes that were tried before, which are far apart
+  assert.ok(best !== undefined && best.bytes < ideal(0.003, 1.2) * 1.03, `${best?.bytes}`);
 });
 
-test('what fails on the second data after stepping back too is no answer', async () => {
+test('the last second check is of the largest size', async () => {
+  const one = problem(0.003);
+  const { best, verified } = await searchTolerance({
+    ...one,
+    verify: async ({ bytes }) => (bytes < 900_000 ? 1 : 0.001),
+  });
+  assert.equal(best?.bytes, 900_000);
+  assert.equal(verified, 0.001);
+});
+
+test('what fails every second check is no answer', async () => {
   const { best, steppedBack } = await searchTolerance({ ...problem(0.003), verify: async () => 1 });
   assert.equal(best, undefined);
   assert.equal(steppedBack, true);
