@@ -89,6 +89,34 @@ const say = (text: string): void => {
   process.stderr.write(`${((performance.now() - began) / 1000).toFixed(0)} s  ${text}\n`);
 };
 
+/** Sentences drawn as images of one line. */
+const sentences: readonly string[] = [
+  'The river ran under the bridge',
+  'Invoice 2024-0817',
+  'Total 1,284.50 EUR',
+  'Platform 9, 14:35',
+  'Handle with care',
+  'Open until 22:00',
+  'quick brown fox',
+  'Gate B12 closes',
+  'Serial 8K4-221-XZ',
+  'No entry after dark',
+  'Milk 1.5% fat',
+  'Exit to Main Street',
+  'Passport control',
+  'Room 417',
+  'Keep refrigerated',
+  'Batch 55310 / 03',
+  'Made in Portugal',
+  'Second floor left',
+  'Mind the gap',
+  'Best before 12.2027',
+  'www.example.org',
+  'Call 555 0142',
+  'Size M, navy blue',
+  'Thank you!',
+];
+
 if (only.includes('nib')) await nib();
 if (only.includes('digits')) for (const name of ['digits-cnn', 'digits-vit']) await digits(name);
 if (only.includes('ocr')) await ocr();
@@ -278,34 +306,6 @@ async function digits(name: string): Promise<void> {
   await search.close();
   await live.dispose();
 }
-
-/** Sentences drawn as images of one line. */
-const sentences: readonly string[] = [
-  'The river ran under the bridge',
-  'Invoice 2024-0817',
-  'Total 1,284.50 EUR',
-  'Platform 9, 14:35',
-  'Handle with care',
-  'Open until 22:00',
-  'quick brown fox',
-  'Gate B12 closes',
-  'Serial 8K4-221-XZ',
-  'No entry after dark',
-  'Milk 1.5% fat',
-  'Exit to Main Street',
-  'Passport control',
-  'Room 417',
-  'Keep refrigerated',
-  'Batch 55310 / 03',
-  'Made in Portugal',
-  'Second floor left',
-  'Mind the gap',
-  'Best before 12.2027',
-  'www.example.org',
-  'Call 555 0142',
-  'Size M, navy blue',
-  'Thank you!',
-];
 
 async function ocr(): Promise<void> {
   const images: Tensor[] = [];
