@@ -6,7 +6,9 @@
 import { FettleError } from '../runtime/errors.ts';
 import { buildCalibrated } from './build-calibrated.ts';
 import { candidateFormats, leastWeightBytes } from './choose-format.ts';
+import { fitTransforms } from './fit-transforms.ts';
 import { isAuto } from './recipe.ts';
+import { fittedTransform } from './transforms.ts';
 import { formatBytes } from './units.ts';
 import type { BuildRequest, BuiltBundle } from './write-bundle.ts';
 import { writeBundle } from './write-bundle.ts';
@@ -20,12 +22,20 @@ export type { BuildRequest, BuiltBundle } from './write-bundle.ts';
  * calibration data and there is none
  */
 export async function buildBundle(request: BuildRequest): Promise<BuiltBundle> {
+  const { calibration } = request.options;
+  checkUncalibrated(request);
+  if (calibration === undefined) return buildUncalibrated(request);
+  const fitted = await fitTransforms(request, calibration);
+  const built = wantsCalibration(request)
+    ? await buildCalibrated(fitted.request, fitted.calibration)
+    : await buildUncalibrated(fitted.request);
+  return { ...built, reports: [...fitted.reports, ...built.reports] };
+}
+
+/** Rounds to nearest, in the format of the recipe or the best uniform one that fits. */
+async function buildUncalibrated(request: BuildRequest): Promise<BuiltBundle> {
   const { recipe, target, front, options, output } = request;
   const { weights, maxSize } = recipe;
-  const { calibration } = options;
-  if (calibration !== undefined && wantsCalibration(request))
-    return buildCalibrated(request, calibration);
-  checkUncalibrated(request);
   if (weights !== undefined || maxSize === undefined) {
     const built = await writeBundle(request, { format: weights });
     if (maxSize !== undefined && built.bundle.bytes > maxSize) throw tooLarge(built, maxSize);
@@ -49,20 +59,25 @@ export async function buildBundle(request: BuildRequest): Promise<BuiltBundle> {
 
 /** Whether calibration data decides anything: weights in codes, or a budget to choose formats by. */
 function wantsCalibration({ recipe }: BuildRequest): boolean {
-  const { weights, rounding, maxSize, maxMemory, maxLoss } = recipe;
+  const { weights, rounding, maxSize, maxMemory, maxLoss, transforms } = recipe;
   if (isAuto(weights)) return true;
   if (weights === undefined)
     return maxSize !== undefined || maxMemory !== undefined || maxLoss !== undefined;
-  return rounding !== 'nearest' && weights !== 'f32' && weights !== 'f16';
+  const isFitted = rounding !== 'nearest' || fittedTransform(transforms) !== undefined;
+  return isFitted && weights !== 'f32' && weights !== 'f16';
 }
 
 /** What only calibration data makes possible. */
-function checkUncalibrated({ recipe }: BuildRequest): void {
-  const { weights, rounding = 'nearest' } = recipe;
+function checkUncalibrated({ recipe, options }: BuildRequest): void {
+  const { weights, rounding = 'nearest', transforms } = recipe;
+  const fitted = fittedTransform(transforms);
   const [option, what] = isAuto(weights)
     ? ['weights', `Choosing formats one by one (${weights})`]
-    : ['rounding', `Rounding by ${rounding}`];
-  if (!isAuto(weights) && rounding === 'nearest') return;
+    : rounding !== 'nearest'
+      ? ['rounding', `Rounding by ${rounding}`]
+      : ['transforms', `The transform ${fitted}`];
+  const needsData = isAuto(weights) || rounding !== 'nearest' || fitted !== undefined;
+  if (!needsData || options.calibration !== undefined) return;
   throw new FettleError('USAGE', `${what} needs data to calibrate on.`, {
     at: { option },
     fix: 'Add --calibrate <text, .npy or folder of images>, or --calibrate self.',

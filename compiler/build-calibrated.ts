@@ -11,6 +11,7 @@ import { FettleError } from '../runtime/errors.ts';
 import type { CompiledBundle, CompileOptions } from './compile-options.ts';
 import { relativeLoss } from './compile-options.ts';
 import { WEIGHT_ALIGNMENT } from './emit/layout.ts';
+import type { Assignment } from './passes/quantize-weights.ts';
 import { parseFormat } from './quant/formats.ts';
 import type { Recipe } from './recipe.ts';
 import { averageBits, isAuto } from './recipe.ts';
@@ -25,6 +26,7 @@ import type { Row, SensitivityTable } from './search/table.ts';
 import type { Trial } from './search/tolerance.ts';
 import { searchTolerance } from './search/tolerance.ts';
 import { formatBytes } from './units.ts';
+import { choiceOf } from './transforms.ts';
 import type { BuildRequest, BuiltBundle, WeightStorage } from './write-bundle.ts';
 import { writeBundle } from './write-bundle.ts';
 
@@ -72,7 +74,12 @@ class CalibratedBuild {
     const { calibrated, request } = this;
     const formats = calibrated.uniform(parseFormat(weights));
     const assignments = await calibrated.round(formats);
-    const built = await writeBundle(request, { ...this.storage(), format: weights, assignments });
+    const built = await writeBundle(request, {
+      ...this.storage(),
+      ...(await this.shifts(assignments)),
+      format: weights,
+      assignments,
+    });
     this.checkSize(built);
     return built;
   }
@@ -240,6 +247,7 @@ class CalibratedBuild {
       { ...this.request, options },
       {
         ...this.storage(),
+        ...(await this.shifts(assignments)),
         format: undefined,
         assignments,
         table,
@@ -249,6 +257,14 @@ class CalibratedBuild {
         ...(rounding === 'alone' ? { canaries: false } : {}),
       },
     );
+  }
+
+  /** What biases make up for, when the recipe wants them to. */
+  private async shifts(
+    assignments: ReadonlyMap<string, Assignment>,
+  ): Promise<Pick<WeightStorage, 'shifts'>> {
+    const wanted = choiceOf('correct-bias', this.request.recipe.transforms) !== undefined;
+    return wanted ? { shifts: await this.calibrated.biasShifts(assignments) } : {};
   }
 
   private storage(): Pick<WeightStorage, 'calibration' | 'minElements'> {

@@ -23,6 +23,7 @@ import type { Recipe } from './recipe.ts';
 import type { RunPassesOptions } from './run-passes.ts';
 import { runPasses } from './run-passes.ts';
 import type { ModelSource } from './source.ts';
+import { transformSteps } from './transforms.ts';
 
 /** A cleaned-up model and what is known about it. */
 export interface Front {
@@ -142,20 +143,12 @@ function frontSteps(target: Target, recipe: Recipe): readonly PipelineStep[] {
   const own = at < 0 ? target.pipeline : target.pipeline.slice(0, at);
   const fix: PipelineStep = ['fix-inputs', { values: recipe.fixed }];
   const fixed = Object.keys(recipe.fixed).length === 0 ? own : [fix, ...own];
-  const steps = [...fixed, ...transformSteps(recipe)];
+  const steps = [...fixed, ...transformSteps(recipe.transforms)];
   if (Object.keys(recipe.shapes).length === 0)
     return steps.filter((step) => !is('specialize-shapes')(step));
   const specialize: PipelineStep = ['specialize-shapes', { shapes: recipe.shapes }];
   if (!steps.some(is('specialize-shapes'))) return [specialize, ...steps];
   return steps.map((step) => (is('specialize-shapes')(step) ? specialize : step));
-}
-
-/** Exact changes of weights, behind everything that recognises what they change. */
-function transformSteps({ transforms = [] }: Recipe): readonly PipelineStep[] {
-  // a rotation does not pass a norm with a gain
-  return transforms.flatMap((name) =>
-    name === 'rotate-spine' ? ['fold-norm-gains', name] : [name],
-  );
 }
 
 /** How the weights of one bundle are stored, as far as passes have to know. */
@@ -166,13 +159,15 @@ export interface StoredWeights {
   readonly assignments?: ReadonlyMap<string, Assignment>;
   /** Smallest constant that is stored so, in elements. Default: that of quantize-weights. */
   readonly minElements?: number;
+  /** What is added to biases, by the name of the weights; see the pass `correct-bias`. */
+  readonly shifts?: Readonly<Record<string, readonly number[]>>;
 }
 
 /** Quantization as the recipe wants it, and what comes after it. */
 export function backSteps(
   target: Target,
   recipe: Recipe,
-  { format, assignments, minElements }: StoredWeights,
+  { format, assignments, minElements, shifts }: StoredWeights,
 ): readonly PipelineStep[] {
   const at = target.pipeline.findIndex(is('quantize-weights'));
   if (at < 0) return [];
@@ -190,7 +185,8 @@ export function backSteps(
       ...(assignments === undefined ? {} : { assignments }),
       ...(minElements === undefined ? {} : { minElements }),
     };
-    return [['quantize-weights', options]];
+    const quantize: PipelineStep = ['quantize-weights', options];
+    return shifts === undefined ? [quantize] : [['correct-bias', { shifts }], quantize];
   });
 }
 

@@ -48,6 +48,7 @@ import { sinkTransposes } from './passes/sink-transposes.ts';
 import { specializeShapes, specializeShapesDefaults } from './passes/specialize-shapes.ts';
 import { splitCaches } from './passes/split-caches.ts';
 import { unpackAttention } from './passes/unpack-attention.ts';
+import { untieTables, untieTablesDefaults } from './passes/untie-tables.ts';
 import { widenHalves } from './passes/widen-halves.ts';
 
 /** Every pass, alphabetically. */
@@ -151,6 +152,11 @@ export const passes: readonly PassEntry[] = [
   ),
   passEntry('Gives keys and values that are stacked in one cache one each.', {}, splitCaches),
   passEntry('Takes apart the packed inputs of fused attention ops.', {}, unpackAttention),
+  passEntry(
+    'Gives a product that multiplies by an embedding table a matrix of its own.',
+    untieTablesDefaults,
+    untieTables,
+  ),
   passEntry('Computes in f32 what a model computes in half precision.', {}, widenHalves),
 ];
 

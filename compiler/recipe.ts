@@ -9,6 +9,7 @@ import { FettleError, nearest } from '../runtime/errors.ts';
 import { parseFormat } from './quant/formats.ts';
 import type { BaselineName } from './search/baselines.ts';
 import { baselineNames } from './search/baselines.ts';
+import { choiceOf, sortTransforms, transformSpellings } from './transforms.ts';
 import { parseFraction, parseSize } from './units.ts';
 
 /** Sizes of one input, or the one size of a symbol; `?` for a size that stays open. */
@@ -50,10 +51,10 @@ export interface Recipe {
   /** What refines the division: `evolve` measures mutants of it. Absent: nothing. */
   readonly refine?: 'none' | 'evolve';
   /**
-   * Exact changes of weights before they are rounded, see {@link transformNames}, in the order in which
-   * they are named there. Absent: none.
+   * Exact changes of weights before they are rounded, `name` or `name:choice`, in the order of
+   * `transforms.ts`, which explains them. Absent: none.
    */
-  readonly transforms?: readonly TransformName[];
+  readonly transforms?: readonly string[];
   /** Blocks to drop. Only 0 until dropping layers is supported. */
   readonly dropLayers: number;
   /** Format of the KV cache: `source` is the model's own; `f16` takes half the bytes of `f32`. */
@@ -115,16 +116,6 @@ export const roundings = ['nearest', 'gptq', 'rsq'] as const;
  */
 export type RoundingName = (typeof roundings)[number];
 
-/**
- * Passes that leave what the model gives as it is and make its weights easier to round. `rotate-spine`
- * and `rotate-values`: no channel of the residual stream, or of the heads, stands out. `equalize-layers`:
- * channels between two layers are as wide in the weights of both.
- */
-export const transformNames = ['equalize-layers', 'rotate-spine', 'rotate-values'] as const;
-
-/** One of {@link transformNames}. */
-export type TransformName = (typeof transformNames)[number];
-
 type Reader = (value: unknown, option: string) => unknown;
 
 /** One reader per field, in the order in which messages list them. */
@@ -184,7 +175,8 @@ export function parseRecipe(json: unknown, base: Recipe = defaultRecipe): Recipe
 /** The small products that turn a stream at run time carry all of it, and cost little as they are. */
 function keepRotations(recipe: Record<string, unknown>): void {
   const { transforms, skip } = recipe as Partial<Recipe>;
-  if (transforms?.includes('rotate-spine') !== true || skip?.includes(ROTATIONS) === true) return;
+  if (choiceOf('rotate-spine', transforms) === undefined || skip?.includes(ROTATIONS) === true)
+    return;
   recipe['skip'] = [...(skip ?? []), ROTATIONS];
 }
 
@@ -301,12 +293,11 @@ function readFixed(value: unknown, option: string): Readonly<Record<string, numb
   });
 }
 
-function readTransforms(value: unknown, option: string): readonly TransformName[] {
+function readTransforms(value: unknown, option: string): readonly string[] {
   const names: unknown = typeof value === 'string' ? value.split(',') : value;
-  const known = transformNames as readonly unknown[];
-  if (!Array.isArray(names) || !names.every((name) => known.includes(name)))
-    throw unacceptable(option, `a list of ${transformNames.join(', ')}`, value);
-  return transformNames.filter((name) => names.includes(name));
+  const sorted = Array.isArray(names) ? sortTransforms(names) : undefined;
+  if (sorted !== undefined) return sorted;
+  throw unacceptable(option, `a list of ${transformSpellings.join(', ')}`, value);
 }
 
 function readShapes(value: unknown, option: string): Readonly<Record<string, InputShape>> {

@@ -17,10 +17,10 @@ import {
   presetRecipe,
   presets,
   roundings,
-  transformNames,
 } from '../recipe.ts';
 import { baselineNames } from '../search/baselines.ts';
 import type { ModelSource } from '../source.ts';
+import { transformSpellings } from '../transforms.ts';
 import { bundleRunner } from '../run-bundle.ts';
 import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
@@ -137,7 +137,7 @@ export const compile: Command = command({
       })
       .option('transforms', {
         type: 'string',
-        describe: `exact changes of weights before they are rounded, some of: ${transformNames.join(', ')}`,
+        describe: `exact changes of weights before they are rounded, some of: ${transformSpellings.join(', ')}`,
       })
       .option('shape', {
         type: 'string',

@@ -5,6 +5,7 @@
 import { Algebra } from '../algebra/algebra.ts';
 import type { UnitRole } from '../analyze/unit-roles.ts';
 import { unitRoles } from '../analyze/unit-roles.ts';
+import { biasShift } from '../calibrate/bias-shifts.ts';
 import type { CalibrationCache } from '../calibrate/cache.ts';
 import type { Statistics } from '../calibrate/collect.ts';
 import { collectStatistics } from '../calibrate/collect.ts';
@@ -72,6 +73,29 @@ const GATE_SHARE = 8;
 /** Samples formats are compared on, at most, of text and of anything else. */
 const GATE_SAMPLES = { text: 4, other: 64 } as const;
 
+/**
+ * The samples that anything is fitted to, and those that formats are compared on.
+ *
+ * @throws {@link FettleError} USAGE when there are too few
+ */
+export function splitSamples(samples: Samples): {
+  readonly fitted: Samples;
+  readonly gate: Samples;
+} {
+  const most = samples.tokens > 1 ? GATE_SAMPLES.text : GATE_SAMPLES.other;
+  const kept = Math.min(most, Math.ceil(samples.count / GATE_SHARE));
+  if (samples.count < 2)
+    throw new FettleError(
+      'USAGE',
+      `"${samples.name}" gives ${samples.count} sample; calibration needs 2 at least.`,
+      { at: { data: samples.name }, fix: 'Give more data.' },
+    );
+  return {
+    fitted: partOf(samples, 0, samples.count - kept),
+    gate: partOf(samples, samples.count - kept, samples.count),
+  };
+}
+
 /** A model, its units and its samples. */
 export class CalibratedModel {
   /** Samples that codes are fitted to. */
@@ -108,16 +132,7 @@ export class CalibratedModel {
   static async open(request: CalibratedRequest): Promise<CalibratedModel> {
     const { model, decoder, calibration, recipe, progress, signal } = request;
     const samples = await calibration.samples(model, decoder);
-    const most = samples.tokens > 1 ? GATE_SAMPLES.text : GATE_SAMPLES.other;
-    const kept = Math.min(most, Math.ceil(samples.count / GATE_SHARE));
-    if (samples.count < 2)
-      throw new FettleError(
-        'USAGE',
-        `"${samples.name}" gives ${samples.count} sample; calibration needs 2 at least.`,
-        { at: { data: samples.name }, fix: 'Give more data.' },
-      );
-    const fitted = partOf(samples, 0, samples.count - kept);
-    const gate = partOf(samples, samples.count - kept, samples.count);
+    const { fitted, gate } = splitSamples(samples);
     const settings = {
       skip: recipe.skip,
       ...(request.minElements === undefined ? {} : { minElements: request.minElements }),
@@ -209,6 +224,26 @@ export class CalibratedModel {
         attention: this.rounding === 'rsq',
         propagate: method.name === 'gptq',
       },
+    );
+  }
+
+  /**
+   * What biases need so that means of outputs stay what they are, by name of the unit; see the pass
+   * `correct-bias`. Means are those of the model before rounding: with every output corrected, that is
+   * what the next layer gets.
+   */
+  async biasShifts(
+    assignments: ReadonlyMap<string, Assignment>,
+  ): Promise<Readonly<Record<string, readonly number[]>>> {
+    const { units } = await this.collected();
+    return Object.fromEntries(
+      this.units.flatMap((unit) => {
+        const { matrix } = assignments.get(unit.name) ?? {};
+        const known = units.get(unit.name);
+        return matrix === undefined || known === undefined
+          ? []
+          : [[unit.name, biasShift(unit, { matrix }, known)] as const];
+      }),
     );
   }
 

@@ -13,6 +13,7 @@ import { pipelineFrom } from '../../compiler/passes.ts';
 import type { PassReport } from '../../compiler/passes/pass.ts';
 import { Rotation } from '../../compiler/quant/rotation.ts';
 import { runPasses } from '../../compiler/run-passes.ts';
+import { transformSteps } from '../../compiler/transforms.ts';
 import type { PipelineStep } from '../../targets/target.ts';
 import { engines, frontModel, recognition, seededFeeds } from '../support/calibration.ts';
 import { needsShared, sharedPath } from '../support/shared.ts';
@@ -91,6 +92,16 @@ for (const [reference, layers] of decoders)
     // f32 weights are rounded once more, and sums run over other numbers
     assert(difference(before, after) < 1e-4, `${difference(before, after)}`);
   });
+
+test('a table that is the output matrix too is stored twice when the stream is to be turned throughout', async () => {
+  const steps = transformSteps(['rotate-spine:untie', 'rotate-values']);
+  const shapes = { input_ids: [1, 16] };
+  const { before, after, reports, models } = await transformed('builtin:nib', shapes, steps);
+  assert.equal(countOf(reports, 'untie-tables'), 1);
+  // nothing is left to be turned when it runs
+  assert(![...models[1].graph.constants].some(({ name }) => name.startsWith('rotation')));
+  assert(difference(before, after) < 1e-4, `${difference(before, after)}`);
+});
 
 test(
   'rotations leave the classes of vit as they are',

@@ -114,6 +114,15 @@ test('transforms come in their own order, and rotations are kept from rounding',
     () => parseRecipe({ transforms: 'rotate' }),
     usage(/^transforms: wanted a list of equalize/),
   );
+  const chosen = 'correct-bias,scale-channels:smooth,rotate-spine:untie,rotate-spine:tied';
+  deepEqual(parseRecipe({ transforms: chosen }).transforms, [
+    'rotate-spine:untie',
+    'scale-channels:smooth',
+    'correct-bias',
+  ]);
+  deepEqual(parseRecipe({ transforms: 'rotate-spine:tied' }).skip, ['rotation*']);
+  for (const wrong of ['rotate-spine:', 'rotate-values:tied', 'scale-channels:a:b', 'constructor'])
+    throws(() => parseRecipe({ transforms: wrong }), usage(/^transforms: wanted a list of/));
 });
 
 test('a shape option reads numbers, and ? where sizes stay open', () => {
