@@ -10,6 +10,7 @@ import { parseFormat } from '../../compiler/quant/formats.ts';
 import { quantizeToCodebook } from '../../compiler/quant/learned-codebook.ts';
 import { quantizeMatrix } from '../../compiler/quant/matrix.ts';
 import type { DecoderSpec } from '../../runtime/manifest.ts';
+import { fromHalfArray, toHalfArray } from '../../runtime/half.ts';
 import { ModelBuilder } from './model-builder.ts';
 import { normalValues } from './random-values.ts';
 
@@ -63,7 +64,10 @@ export function fusedDecoder(options: FusedDecoderOptions = {}): {
   const matrix = (name: string, rows: number, columns: number): Value => {
     const values = normalValues(rows * columns, seed++).map((x) => x / Math.sqrt(columns));
     const chosen = parseFormat(format);
-    if (chosen.kind === 'float') return b.floats(name, [rows, columns], values);
+    if (chosen.kind === 'float') {
+      const exact = chosen.dtype === 'f16' ? fromHalfArray(toHalfArray(values)) : values;
+      return b.floats(name, [rows, columns], exact);
+    }
     const source = {
       rows,
       columns,
