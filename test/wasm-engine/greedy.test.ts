@@ -54,7 +54,9 @@ function checkAlike(runs: readonly GreedyRun[], format: string): void {
   for (const { tokens, kernels, threads, logits } of runs) {
     assert.deepEqual(tokens, first?.tokens, `${format}: ${kernels}, ${threads} threads`);
     // integers are exact everywhere, and threads split rows
-    const alike = floats.has(format) ? runs.find((run) => kind(run) === kind({ kernels })) : first;
+    const alike: GreedyRun | undefined = floats.has(format)
+      ? runs.find((run) => kind(run) === kind({ kernels }))
+      : first;
     assert.equal(logits, alike?.logits, `${format}: ${kernels}, ${threads} threads`);
   }
   if (typeof newer === 'string')
