@@ -22,9 +22,9 @@ import type { BuildRequest } from './write-bundle.ts';
 import type { PassReport } from './passes/pass.ts';
 
 /** A request whose model has been transformed, and what was done. */
-export interface FittedRequest {
+export interface FittedRequest<Request> {
   /** The same for the transformed model. */
-  readonly request: BuildRequest;
+  readonly request: Request;
   /** The same data; samples are made once. */
   readonly calibration: CalibrationOptions;
   /** Of the passes that were run. */
@@ -36,10 +36,9 @@ export interface FittedRequest {
  *
  * @throws {@link FettleError} USAGE when the samples do not fit the model, or are too few
  */
-export async function fitTransforms(
-  request: BuildRequest,
-  calibration: CalibrationOptions,
-): Promise<FittedRequest> {
+export async function fitTransforms<
+  Request extends Pick<BuildRequest, 'front' | 'recipe' | 'target' | 'options'>,
+>(request: Request, calibration: CalibrationOptions): Promise<FittedRequest<Request>> {
   const { front, recipe, target, options } = request;
   const choice = choiceOf('scale-channels', recipe.transforms);
   if (choice === undefined || choice === 'yes') return { request, calibration, reports: [] };

@@ -50,10 +50,8 @@ function untie(model: Model, table: Value, share: number, context: PassContext):
   const { rewriter } = context;
   const { weight } = table;
   if (weight === undefined) return;
-  const all = [...model.graph.constants].reduce(
-    (sum, constant) => sum + (constant.weight?.byteLength ?? 0),
-    0,
-  );
+  let all = 0;
+  for (const constant of model.graph.constants) all += constant.weight?.byteLength ?? 0;
   const taken = weight.byteLength / all;
   if (taken > share) {
     const percent = (part: number): string => `${(100 * part).toFixed(0)}%`;
