@@ -4,10 +4,12 @@
  * formats and codes are chosen weight by weight (build-calibrated.ts).
  */
 import { FettleError } from '../runtime/errors.ts';
+import { writeIntegers, writesIntegers } from './activations.ts';
 import { buildCalibrated } from './build-calibrated.ts';
 import { candidateFormats, leastWeightBytes } from './choose-format.ts';
 import { fitTransforms } from './fit-transforms.ts';
 import { isAuto } from './recipe.ts';
+import type { CalibrationOptions } from './search/calibrated.ts';
 import { fittedTransform } from './transforms.ts';
 import { formatBytes } from './units.ts';
 import type { BuildRequest, BuiltBundle } from './write-bundle.ts';
@@ -24,8 +26,15 @@ export type { BuildRequest, BuiltBundle } from './write-bundle.ts';
 export async function buildBundle(request: BuildRequest): Promise<BuiltBundle> {
   const { calibration } = request.options;
   checkUncalibrated(request);
-  if (calibration === undefined) return buildUncalibrated(request);
+  if (calibration === undefined)
+    return writesIntegers(request.target, request.recipe)
+      ? buildIntegers(request, undefined)
+      : buildUncalibrated(request);
   const fitted = await fitTransforms(request, calibration);
+  if (writesIntegers(request.target, request.recipe)) {
+    const built = await buildIntegers(fitted.request, fitted.calibration);
+    return { ...built, reports: [...fitted.reports, ...built.reports] };
+  }
   const built = wantsCalibration(request)
     ? await buildCalibrated(fitted.request, fitted.calibration)
     : await buildUncalibrated(fitted.request);
@@ -55,6 +64,26 @@ async function buildUncalibrated(request: BuildRequest): Promise<BuiltBundle> {
   const smallest = await writeBundle(request, { format: candidates.at(-1) });
   if (smallest.bundle.bytes > maxSize) throw nothingFits(smallest, maxSize);
   return smallest;
+}
+
+/** Products of 8-bit activations and weights, for onnxruntime. */
+async function buildIntegers(
+  request: BuildRequest,
+  calibration: CalibrationOptions | undefined,
+): Promise<BuiltBundle> {
+  const {
+    request: changed,
+    reports,
+    calibration: data,
+  } = await writeIntegers(request, calibration);
+  const built = await writeBundle(changed, {
+    format: undefined,
+    label: 'w8',
+    ...(data === undefined ? {} : { calibration: data }),
+  });
+  const { maxSize } = request.recipe;
+  if (maxSize !== undefined && built.bundle.bytes > maxSize) throw tooLarge(built, maxSize);
+  return { ...built, reports: [...reports, ...built.reports] };
 }
 
 /** Whether calibration data decides anything: weights in codes, or a budget to choose formats by. */

@@ -5,6 +5,7 @@ import type { Target } from '../targets/target.ts';
 import type { BundleRunner } from './emit/expected.ts';
 import type { FileSystem } from './files.ts';
 import type { Log, PassReport, Progress } from './passes/pass.ts';
+import type { ActivationSummary } from './report/activations.ts';
 import type { Recipe } from './recipe.ts';
 import type { CalibrationOptions } from './search/calibrated.ts';
 import type { SensitivityTable } from './search/table.ts';
@@ -69,6 +70,8 @@ export interface CompiledBundle {
   readonly sha256: string;
   /** Weight format, `mixed` when they are chosen one by one; undefined when weights keep their own dtypes. */
   readonly weights: string | undefined;
+  /** What weights are multiplied with, and why. */
+  readonly activations: ActivationSummary;
   /** Bits a parameter on average: the weight chunks over all parameters. */
   readonly averageBits: number;
   /** The table that formats were chosen from, with what was chosen; absent without calibration. */

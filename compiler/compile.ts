@@ -7,6 +7,7 @@
  */
 import { FettleError, throwIfAborted } from '../runtime/errors.ts';
 import type { Target } from '../targets/target.ts';
+import { checkTargetActivations } from './activations.ts';
 import type { BuiltBundle } from './build-bundle.ts';
 import { buildBundle } from './build-bundle.ts';
 import { checkTargetFormat, checkTargetKv } from './choose-format.ts';
@@ -109,6 +110,7 @@ function resolveTargets(options: CompileOptions, recipe: Recipe): readonly Targe
   for (const target of targets) {
     checkTargetFormat(target, recipe);
     checkTargetKv(target, recipe);
+    checkTargetActivations(target, recipe);
   }
   if (recipe.maxLoss !== undefined && options.measure === undefined)
     throw new FettleError('USAGE', 'A loss budget needs data to measure the loss on.', {

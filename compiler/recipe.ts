@@ -7,6 +7,7 @@
  */
 import { FettleError, nearest } from '../runtime/errors.ts';
 import { parseFormat } from './quant/formats.ts';
+import type { Activations } from './activations.ts';
 import type { BaselineName } from './search/baselines.ts';
 import { baselineNames } from './search/baselines.ts';
 import { choiceOf, sortTransforms, transformSpellings } from './transforms.ts';
@@ -55,6 +56,11 @@ export interface Recipe {
    * `transforms.ts`, which explains them. Absent: none.
    */
   readonly transforms?: readonly string[];
+  /**
+   * What products multiply weights with, see `activations.ts`: `auto`, `f32` or `int8` for all, or one of the
+   * latter two by name of weights or nodes. Absent: `auto`, what is fastest on the target.
+   */
+  readonly activations?: Activations;
   /** Blocks to drop. Only 0 until dropping layers is supported. */
   readonly dropLayers: number;
   /** Format of the KV cache: `source` is the model's own; `f16` takes half the bytes of `f32`. */
@@ -134,6 +140,7 @@ const readers: Readonly<Record<keyof Recipe, Reader>> = {
   allocate: oneOf('ours', ...baselineNames),
   refine: oneOf('none', 'evolve'),
   transforms: readTransforms,
+  activations: readActivations,
   dropLayers: notYet('dropLayers', 0),
   kv: readKv,
   fusion: readBoolean,
@@ -298,6 +305,23 @@ function readTransforms(value: unknown, option: string): readonly string[] {
   const sorted = Array.isArray(names) ? sortTransforms(names) : undefined;
   if (sorted !== undefined) return sorted;
   throw unacceptable(option, `a list of ${transformSpellings.join(', ')}`, value);
+}
+
+/** `int8`, `{ "head*": "f32" }`, or the same in one line: `int8,head*=f32`. */
+function readActivations(value: unknown, option: string): Activations {
+  if (value === 'auto' || value === 'f32' || value === 'int8') return value;
+  const pairs =
+    typeof value === 'string'
+      ? value.split(',').map((part): [string, unknown] => {
+          const at = part.lastIndexOf('=');
+          return at < 0 ? ['*', part] : [part.slice(0, at), part.slice(at + 1)];
+        })
+      : typeof value === 'object' && value !== null && !Array.isArray(value)
+        ? Object.entries(value)
+        : [];
+  const known = pairs.every(([name, one]) => name !== '' && (one === 'f32' || one === 'int8'));
+  if (pairs.length > 0 && known) return Object.fromEntries(pairs) as Record<string, 'f32' | 'int8'>;
+  throw unacceptable(option, 'auto, f32, int8, or names such as int8,head*=f32', value);
 }
 
 function readShapes(value: unknown, option: string): Readonly<Record<string, InputShape>> {

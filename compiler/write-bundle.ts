@@ -23,6 +23,7 @@ import { isDequantize } from './ops/quantized.ts';
 import { pipelineFrom } from './passes.ts';
 import type { PassReport } from './passes/pass.ts';
 import type { Manifest } from '../runtime/manifest.ts';
+import { activationSummary } from './report/activations.ts';
 import type { Recipe } from './recipe.ts';
 import { isAuto } from './recipe.ts';
 import type { SensitivityTable } from './search/table.ts';
@@ -123,6 +124,10 @@ export async function writeBundle(
       files: entries.length,
       sha256,
       weights: storage.label ?? format,
+      activations: activationSummary({
+        engine: target.engine,
+        passes: [...front.reports, ...reports],
+      }),
       averageBits: (8 * writer.weightBytes) / Math.max(1, facts.parameters),
       ...(assignments === undefined || table === undefined ? {} : { table }),
       memory: memory.memory,
@@ -160,7 +165,7 @@ function lower(
         ...changed,
         rewrites: {},
         refusals: [],
-        notes: { steps: plan.layout.steps.length },
+        notes: { steps: plan.layout.steps.length, products: productsOf(plan) },
       },
     };
   }
@@ -178,6 +183,13 @@ function lower(
     notes: {},
   };
   return { lowered, report };
+}
+
+/** Steps that multiply weights by 8-bit activations, and by f32. */
+function productsOf({ layout }: EncodedPlan): { readonly int8: number; readonly f32: number } {
+  const count = (...kernels: readonly string[]): number =>
+    layout.steps.filter(({ kernel }) => kernels.includes(kernel)).length;
+  return { int8: count('LINEAR'), f32: count('DENSE', 'CONV') };
 }
 
 /** Estimated memory, held against the budget and the limits of the target. */
@@ -259,7 +271,9 @@ async function addCanaries(
     signal: options.signal,
   });
   if (typeof canaries === 'string') return [`The bundle carries no canaries: ${canaries}.`];
-  const rounds = target.engine === 'wasm' && [...program.graph.nodes()].some(isDequantize);
+  const rounds = [...program.graph.nodes()].some((node) =>
+    target.engine === 'wasm' ? isDequantize(node) : /^(Dynamic)?QuantizeLinear$/.test(node.op),
+  );
   const tolerance = canaryTolerance[target.provider ?? 'wasm'];
   writer.addCanaries(canaries, rounds && options.run === undefined ? ROUNDED_TOLERANCE : tolerance);
   return [];

@@ -36,7 +36,7 @@ export async function activationRanges(
   decoder: DecoderSpec | undefined,
   samples: Samples,
   services: Pick<CalibrationServices, 'engines' | 'progress' | 'signal'>,
-  options: Pick<QuantizeActivationsOptions, 'skip' | 'minElements'> = {},
+  options: Pick<QuantizeActivationsOptions, 'only' | 'skip' | 'minElements'> = {},
 ): Promise<Readonly<Record<string, readonly [least: number, greatest: number]>>> {
   const { engines, signal, progress = () => {} } = services;
   const copy = cloneModel(model);

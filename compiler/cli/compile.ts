@@ -19,6 +19,7 @@ import {
   roundings,
 } from '../recipe.ts';
 import { baselineNames } from '../search/baselines.ts';
+import { activationText } from '../report/activations.ts';
 import type { ModelSource } from '../source.ts';
 import { transformSpellings } from '../transforms.ts';
 import { bundleRunner } from '../run-bundle.ts';
@@ -54,6 +55,7 @@ interface Arguments {
   readonly allocate: string | undefined;
   readonly refine: string | undefined;
   readonly transforms: string | undefined;
+  readonly activations: string | undefined;
   readonly shape: readonly string[] | undefined;
   readonly fix: readonly string[] | undefined;
   readonly skip: readonly string[] | undefined;
@@ -138,6 +140,11 @@ export const compile: Command = command({
       .option('transforms', {
         type: 'string',
         describe: `exact changes of weights before they are rounded, some of: ${transformSpellings.join(', ')}`,
+      })
+      .option('activations', {
+        type: 'string',
+        describe:
+          'what weights are multiplied with: auto, f32, int8, or by name, such as int8,head*=f32',
       })
       .option('shape', {
         type: 'string',
@@ -260,6 +267,7 @@ function recipeOf(args: Arguments): Recipe {
     allocate: args.allocate,
     refine: args.refine,
     transforms: args.transforms,
+    activations: args.activations,
     dropLayers: args.dropLayers,
     kv: args.kv,
     skip: args.skip,
@@ -318,6 +326,9 @@ function describe(result: CompileResult, peakRssBytes: number, explain: boolean)
     parts.push(
       `${result.loss.metric}: ${result.loss.before.toPrecision(6)} before, ${result.loss.after.toPrecision(6)} after`,
     );
+  if (explain)
+    for (const { target, activations } of result.bundles)
+      parts.push(`${target}: ${activationText(activations)}`);
   if (explain)
     parts.push('', explainPasses(result.passes), ...result.bundles.flatMap(explainFormats));
   parts.push(`${formatMs(result.wallMs)}, peak memory ${formatBytes(peakRssBytes)}`);

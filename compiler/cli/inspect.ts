@@ -10,6 +10,7 @@ import type { FusedInspection } from '../inspect-blocks.ts';
 import { inspectBlocks } from '../inspect-blocks.ts';
 import { contextLengthIn } from '../analyze/config.ts';
 import { decodeModel } from '../onnx/read.ts';
+import { activationSummary, activationText } from '../report/activations.ts';
 import { bitMap, bitMapText } from '../report/bit-map.ts';
 import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
@@ -95,6 +96,7 @@ function bundleSummary({ manifest, nodes, ops, plan }: Contents): object {
     bytes,
     blocks: [],
     bitMap: bitMap(manifest) ?? null,
+    activations: activationSummary(manifest),
     quality: manifest.quality ?? null,
     calibration: manifest.calibration ?? null,
     inputs,
@@ -155,6 +157,7 @@ function describeBundle({ manifest, nodes, ops, plan }: Contents): string {
     '',
     ...(plan === undefined ? [] : describePlan(plan)),
     ...describeBits(manifest),
+    activationText(activationSummary(manifest)),
     `memory (${memory.exact ? 'planned' : 'estimated'}${memory.tokens > 0 ? `, ${memory.tokens} tokens` : ''}): weights ${formatBytes(memory.weights)}, activations ${formatBytes(memory.arena)}, state ${formatBytes(memory.state)}${memory.stack === undefined ? '' : `, plan and stack ${formatBytes(memory.stack)}`}`,
     ...manifest.warnings.map((warning) => `warning: ${warning}`),
   ].join('\n');

@@ -21,7 +21,7 @@ import type { Rewriter } from '../ir/rewriter.ts';
 import { writeActivation } from '../lower/expand-activation.ts';
 import { activationNameOf } from '../ops/activation-table.ts';
 import { convInputs, epilogueAttributes, isFusedConv } from '../ops/fused-conv.ts';
-import { isLinear, linearInputs } from '../ops/fused-linear.ts';
+import { isGatedLinear, isLinear, linearInputs } from '../ops/fused-linear.ts';
 import { readNumbers, writeNumbers } from '../ops/numbers.ts';
 import type { LinearSite } from './linear-site.ts';
 import { linearSites } from './linear-site.ts';
@@ -39,6 +39,8 @@ export interface QuantizeActivationsOptions {
   readonly dynamic?: boolean;
   /** Largest magnitude that one static range is used for. Default 15. */
   readonly staticLimit?: number;
+  /** Constants or nodes to touch: names, or patterns with `*`. Default all. */
+  readonly only?: readonly string[];
   /** Constants or nodes to leave alone: names, or patterns with `*`. Default none. */
   readonly skip?: readonly string[];
   /** Smallest weights that are touched, in elements. Default 256. */
@@ -50,9 +52,13 @@ export const quantizeActivationsDefaults: Required<QuantizeActivationsOptions> =
   ranges: {},
   dynamic: true,
   staticLimit: 15,
+  only: ['*'],
   skip: [],
   minElements: 256,
 };
+
+/** Why a convolution is left alone that calibration has not seen. */
+export const UNKNOWN_RANGES = 'its ranges are not known';
 
 /** What follows the name of a convolution's output in the name of its product's range. */
 export const PRODUCT = ':product';
@@ -66,7 +72,7 @@ const rules = {
   convolution: 'convolution',
 } as const;
 
-const linearOps = ['fettle.Linear', 'MatMul', 'Gemm'] as const;
+const linearOps = ['fettle.Linear', 'fettle.GatedLinear', 'MatMul', 'Gemm'] as const;
 
 /** Makes the pass. @throws FettleError USAGE for a range that is none */
 export function quantizeActivations(options: QuantizeActivationsOptions = {}): Pass {
@@ -93,7 +99,7 @@ export function quantizeActivations(options: QuantizeActivationsOptions = {}): P
         const sites = productOf(node, settings);
         if (sites === undefined) continue;
         if (typeof sites === 'string') context.refuse(ruleOf(node), node, sites);
-        else if (node.op === 'Conv') convolution(node, sites, run);
+        else if (node.op === 'Conv') convolution(node, sites[0], run);
         else linear(node, sites, run);
       }
       return context.rewriter.changes > before;
@@ -131,21 +137,24 @@ class Run {
 /** Whether a node is a product in 8 bits could be made of: its weights, or why not. */
 export function productOf(
   node: Node,
-  { skip, minElements }: Pick<Settings, 'skip' | 'minElements'>,
-): LinearSite | string | undefined {
+  { only, skip, minElements }: Pick<Settings, 'only' | 'skip' | 'minElements'>,
+): readonly [LinearSite, LinearSite?] | string | undefined {
   const isKnown =
     isLinear(node) ||
+    isGatedLinear(node) ||
     (isFusedConv(node) && node.op === 'Conv') ||
     (node.domain === '' && ['MatMul', 'Gemm', 'Conv'].includes(node.op));
   if (!isKnown) return undefined;
   const sites = linearSites(node);
   if (sites === undefined || typeof sites === 'string') return sites;
-  const [site] = sites;
-  if (site === undefined || site.weight.dtype !== 'f32') return undefined;
+  const [site, second] = sites;
+  if (site === undefined || sites.some(({ weight }) => weight.dtype !== 'f32')) return undefined;
   const { weight } = site;
   if (elementCount((weight.shape ?? []) as readonly number[]) < minElements) return undefined;
-  if (isSkipped([weight.name, node.name, ...node.from], skip)) return 'the skip list names it';
-  return site;
+  const names = [...sites.map((one) => one.weight.name), node.name, ...node.from];
+  if (isSkipped(names, skip)) return 'the skip list names it';
+  if (!isSkipped(names, only)) return 'it is not among those that are wanted';
+  return second === undefined ? [site] : [site, second];
 }
 
 function ruleOf(node: Node): string {
@@ -205,7 +214,7 @@ function signedWeights(site: LinearSite): SignedWeights | undefined {
   return { codes, scales };
 }
 
-function linear(node: Node, site: LinearSite, run: Run): void {
+function linear(node: Node, sites: readonly [LinearSite, LinearSite?], run: Run): void {
   const { context } = run;
   const { rewriter } = context;
   const { dynamic, staticLimit } = run.settings;
@@ -219,52 +228,76 @@ function linear(node: Node, site: LinearSite, run: Run): void {
     context.refuse(rules.linear, node, `${why}, and dynamic ranges are not wanted`);
     return;
   }
-  const made = signedWeights(site);
-  if (made === undefined) return;
   rewriter.before(node);
-  // [K, N], as integer products read them
+  const given = isStatic && !rounded ? quantized(rewriter, x, range ?? []) : x;
+  const parts = isStatic
+    ? undefined
+    : rewriter.node('DynamicQuantizeLinear', [x], {}, { outputs: 3 });
+  const products = sites.flatMap((site): Value[] => {
+    const made = site && constantsOf(site, rewriter);
+    if (site === undefined || made === undefined) return [];
+    const product =
+      parts === undefined
+        ? staticProduct(rewriter, given, made)
+        : dynamicProduct(rewriter, parts, made);
+    const bias = node.inputs[site.places.bias];
+    return [bias === undefined ? product : rewriter.op('Add', [product, bias])];
+  });
+  finish(node, products, run);
+  context.count(isStatic ? rules.static : rules.dynamic);
+}
+
+interface IntegerWeights {
+  /** s8 [K, N], as integer products read them. */
+  readonly codes: Value;
+  /** f32 [N]. */
+  readonly scales: Value;
+}
+
+function constantsOf(site: LinearSite, rewriter: Rewriter): IntegerWeights | undefined {
+  const made = signedWeights(site);
+  if (made === undefined) return undefined;
   const { inputs, outputs } = site;
   const codes = new Int8Array(made.codes.length);
   for (let i = 0; i < codes.length; i++)
     codes[site.inputOf(i) * outputs + site.outputOf(i)] = made.codes[i] ?? 0;
-  const name = site.weight.name;
-  const weight = rewriter.constant(`${name}_s8`, tensor('i8', [inputs, outputs], codes));
-  const scales = rewriter.constant(`${name}_scales`, tensor('f32', [outputs], made.scales));
-  const product = isStatic
-    ? staticProduct(rewriter, rounded ? x : quantized(rewriter, x, range ?? []), weight, scales)
-    : dynamicProduct(rewriter, x, weight, scales);
-  finish(node, product, node.inputs[site.places.bias], run);
-  context.count(isStatic ? rules.static : rules.dynamic);
+  const { name } = site.weight;
+  return {
+    codes: rewriter.constant(`${name}_s8`, tensor('i8', [inputs, outputs], codes)),
+    scales: rewriter.constant(`${name}_scales`, tensor('f32', [outputs], made.scales)),
+  };
 }
 
-function staticProduct(rewriter: Rewriter, x: Value, weight: Value, scales: Value): Value {
+function staticProduct(rewriter: Rewriter, x: Value, { codes, scales }: IntegerWeights): Value {
   const zeros = rewriter.constant(
-    `${weight.name}_zeros`,
+    `${codes.name}_zeros`,
     tensor('i8', scales.shape as readonly number[], new Int8Array(Number(scales.shape?.[0] ?? 1))),
   );
-  const w = rewriter.op('DequantizeLinear', [weight, scales, zeros], { axis: int(1) });
+  const w = rewriter.op('DequantizeLinear', [codes, scales, zeros], { axis: int(1) });
   return rewriter.op('MatMul', [x, w]);
 }
 
-function dynamicProduct(rewriter: Rewriter, x: Value, weight: Value, scales: Value): Value {
-  const parts = rewriter.node('DynamicQuantizeLinear', [x], {}, { outputs: 3 });
-  const sums = rewriter.op('MatMulInteger', [parts.output(0), weight, parts.output(2)]);
+/** @param x - DynamicQuantizeLinear of the data */
+function dynamicProduct(rewriter: Rewriter, x: Node, { codes, scales }: IntegerWeights): Value {
+  const sums = rewriter.op('MatMulInteger', [x.output(0), codes, x.output(2)]);
   // onnxruntime makes one kernel of this chain, in this order
-  const scale = rewriter.op('Mul', [parts.output(1), scales]);
+  const scale = rewriter.op('Mul', [x.output(1), scales]);
   const floats = rewriter.op('Cast', [sums], { to: int(1) });
   return rewriter.op('Mul', [floats, scale]);
 }
 
-/** Bias, activation and residual behind a product; the node goes. */
-function finish(node: Node, product: Value, bias: Value | undefined, run: Run): void {
+/** Activation, gate and residual behind products; the node goes. */
+function finish(node: Node, [first, second]: readonly Value[], run: Run): void {
   const { rewriter } = run.context;
-  let value = bias === undefined ? product : rewriter.op('Add', [product, bias]);
-  if (isLinear(node)) {
+  if (first === undefined) return;
+  let value = first;
+  if (isLinear(node) || isGatedLinear(node)) {
     const [alpha, beta] = [node.float('alpha'), node.float('beta')];
     value = writeActivation(rewriter, activationNameOf(node), value, alpha, beta);
-    const residual = node.inputs[linearInputs.residual];
-    if (residual !== undefined) value = rewriter.op('Add', [value, residual]);
   }
+  if (second !== undefined) value = rewriter.op('Mul', [value, second]);
+  const residual = isLinear(node) ? node.inputs[linearInputs.residual] : undefined;
+  if (residual !== undefined) value = rewriter.op('Add', [value, residual]);
   run.replace(node, value);
 }
 
@@ -277,7 +310,7 @@ function convolution(node: Node, site: LinearSite, run: Run): void {
   const known = knownScale(x);
   const scale = known ?? (range === undefined ? undefined : gridOf(range).scale);
   if (scale === undefined || given === undefined) {
-    context.refuse(rules.convolution, node, 'its ranges are not known');
+    context.refuse(rules.convolution, node, UNKNOWN_RANGES);
     return;
   }
   const made = signedWeights(site);
