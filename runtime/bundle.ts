@@ -248,6 +248,9 @@ function readMemory(item: Checked): MemorySpec {
     arena: item.get('arena').integer(),
     state: item.get('state').integer(),
     ...optional(item, 'stack', (bytes) => bytes.integer()),
+    ...optional(item, 'engine', (bytes) => bytes.integer()),
+    ...optional(item, 'thread', (bytes) => bytes.integer()),
+    ...optional(item, 'text', (bytes) => bytes.integer()),
     tokens: item.get('tokens').integer(),
     exact: item.get('exact').boolean(),
   };

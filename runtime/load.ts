@@ -47,7 +47,7 @@ export async function readManifest(source: BundleSource, options: LoadOptions): 
   for await (const piece of streamOf(source, MANIFEST_PATH, options.signal)) {
     total += piece.length;
     if (total > MANIFEST_BYTES) throw wrongSize(MANIFEST_PATH, `at most ${MANIFEST_BYTES}`, 'more');
-    pieces.push(piece);
+    pieces.push(piece.slice());
   }
   const bytes = new Uint8Array(total);
   let offset = 0;
@@ -171,7 +171,7 @@ async function fill(
   if (offset < target.length) throw wrongSize(file.path, `${file.bytes}`, `${offset}`);
 }
 
-/** The bytes of a file as they come. */
+/** The bytes of a file as they come; a piece is valid until the next one is asked for. */
 async function* streamOf(
   source: BundleSource,
   path: string,
@@ -184,16 +184,45 @@ async function* streamOf(
     yield contents;
     return;
   }
-  const reader = contents.getReader();
+  const { reader, read } = readerOf(contents);
   try {
     for (;;) {
-      const step = await guarded(source, path, signal, () => reader.read());
-      if (step.done) return;
+      const step = await guarded(source, path, signal, read);
+      if (step.done || step.value === undefined) return;
       yield step.value;
     }
   } finally {
     // Also reached when the consumer stops early: the connection must not stay open.
     await reader.cancel().catch(() => {});
+  }
+}
+
+/** Bytes that are asked for at a time, where a stream can write them into a buffer. */
+const PIECE_BYTES = 2 ** 18;
+
+interface Reader {
+  readonly reader: { cancel(): Promise<void> };
+  readonly read: () => Promise<{ readonly done: boolean; readonly value?: Uint8Array | undefined }>;
+}
+
+/**
+ * Reads into one buffer again and again where the stream can, as that of a response does: buffers of
+ * its own would lie around until the heap is collected.
+ */
+function readerOf(stream: ReadableStream<Uint8Array>): Reader {
+  try {
+    const reader = stream.getReader({ mode: 'byob' });
+    let buffer = new ArrayBuffer(PIECE_BYTES);
+    const read = async (): ReturnType<Reader['read']> => {
+      const step = await reader.read(new Uint8Array(buffer));
+      if (step.value !== undefined) buffer = step.value.buffer;
+      return step;
+    };
+    return { reader, read };
+  } catch {
+    // no stream of bytes
+    const reader = stream.getReader();
+    return { reader, read: () => reader.read() };
   }
 }
 

@@ -138,6 +138,12 @@ export interface MemorySpec {
   readonly state: number;
   /** Everything else in the engine's memory: steps, working memory of threads. Planned engines only. */
   readonly stack?: number;
+  /** The engine's code and the heap around it, as measured, whatever the model. Planned engines only. */
+  readonly engine?: number;
+  /** What each thread but the first adds to `engine`. */
+  readonly thread?: number;
+  /** The tokenizer when it is loaded, estimated from the size of its file. Planned engines only. */
+  readonly text?: number;
   /** Context length the figures are for; 0 when the model keeps no state. */
   readonly tokens: number;
   /** Whether the figures are a plan (exact) or an estimate. */

@@ -29,6 +29,8 @@ export interface MemoryBytes<T = number> {
   readonly arena: T;
   /** KV cache and other state, now. */
   readonly state: T;
+  /** The engine's code, its threads and the tokenizer, where the bundle tells. */
+  readonly engine?: T;
   /** Most at any time so far. */
   readonly peak: T;
 }

@@ -9,6 +9,7 @@ import { join, resolve, sep } from 'node:path';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
+import { inflateRawSync } from 'node:zlib';
 
 import type {
   BundleSource,
@@ -40,7 +41,7 @@ export async function openBundle(from: SourceLike, options: OpenOptions = {}): P
     ...options,
     // Its browser entries do not start in Node: they ask for modules that a bundle cannot reach.
     ort: { module: () => import('onnxruntime-web'), ...options.ort },
-    wasm: { startWorker, cores: availableParallelism(), ...options.wasm },
+    wasm: { startWorker, unpack, cores: availableParallelism(), ...options.wasm },
   });
 }
 
@@ -165,6 +166,11 @@ export const startWorker: StartWorker = (source, task) => {
   });
   return { ready, terminate: () => void worker.terminate() };
 };
+
+/** Web streams and `Response` are written in JavaScript here, and loading them takes megabytes. */
+function unpack(text: string): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(inflateRawSync(Buffer.from(text, 'base64')));
+}
 
 /** Memory of this process: resident now and at its peak, in bytes. */
 export function processMemory(): HostMemory {

@@ -189,6 +189,7 @@ export class Session {
     const latency = this.#latency.summary();
     const latest = this.#latest;
     const { kernels, threads } = this.#parts.program;
+    const engine = this.#engineBytes(threads ?? 1);
     return {
       ...(kernels === undefined ? {} : { kernels }),
       ...(threads === undefined ? {} : { threads }),
@@ -205,12 +206,14 @@ export class Session {
         weights: counted.weights ?? memory.weights,
         arena: counted.arena ?? memory.arena,
         state,
+        ...(engine === undefined ? {} : { engine }),
         peak: host?.peakBytes ?? this.#peakBytes,
       },
       memorySource: {
         weights: source(counted.weights),
         arena: source(counted.arena),
         state: 'counted',
+        ...(engine === undefined ? {} : { engine: 'estimated' }),
         peak: host === undefined ? 'sum' : 'process',
       },
     };
@@ -301,6 +304,13 @@ export class Session {
   #forget(): void {
     this.#sequence?.reset();
     this.#pending = undefined;
+  }
+
+  /** What the engine takes beside the model, where the bundle tells. */
+  #engineBytes(threads: number): number | undefined {
+    const { engine, thread = 0, text = 0 } = this.manifest.memory;
+    if (engine === undefined) return undefined;
+    return engine + (threads - 1) * thread + (this.#tokenizer === undefined ? 0 : text);
   }
 
   #notePeak(): void {

@@ -158,9 +158,30 @@ function describeBundle({ manifest, nodes, ops, plan }: Contents): string {
     ...(plan === undefined ? [] : describePlan(plan)),
     ...describeBits(manifest),
     activationText(activationSummary(manifest)),
-    `memory (${memory.exact ? 'planned' : 'estimated'}${memory.tokens > 0 ? `, ${memory.tokens} tokens` : ''}): weights ${formatBytes(memory.weights)}, activations ${formatBytes(memory.arena)}, state ${formatBytes(memory.state)}${memory.stack === undefined ? '' : `, plan and stack ${formatBytes(memory.stack)}`}`,
+    ...describeMemory(memory),
     ...manifest.warnings.map((warning) => `warning: ${warning}`),
   ].join('\n');
+}
+
+/** What a session takes, class by class. */
+function describeMemory({ engine, thread, text, ...planned }: Manifest['memory']): string[] {
+  const { weights, arena, state, stack, tokens, exact } = planned;
+  const classes = [
+    `weights ${formatBytes(weights)}`,
+    `activations ${formatBytes(arena)}`,
+    `state ${formatBytes(state)}`,
+    ...(stack === undefined ? [] : [`plan and stack ${formatBytes(stack)}`]),
+  ];
+  const around = [
+    ...(engine === undefined ? [] : [`engine ${formatBytes(engine)}`]),
+    ...(text === undefined ? [] : [`tokenizer ${formatBytes(text)}`]),
+    ...(thread === undefined ? [] : [`each further thread ${formatBytes(thread)}`]),
+  ];
+  const at = tokens > 0 ? `, ${tokens} tokens` : '';
+  return [
+    `memory (${exact ? 'planned' : 'estimated'}${at}): ${classes.join(', ')}`,
+    ...(around.length === 0 ? [] : [`beside it (as measured): ${around.join(', ')}`]),
+  ];
 }
 
 /** Number formats by block. */

@@ -31,6 +31,7 @@ import type { TextFiles } from '../source.ts';
 import { VERSION } from '../version.ts';
 import type { Canary } from './canaries.ts';
 import { encodeCanaries } from './canaries.ts';
+import { tokenizerBytes } from './engine-memory.ts';
 import { jsonBytes } from './json.ts';
 import type { EncodedPlan } from '../lower/encode-plan.ts';
 import type { WeightLayout } from './layout.ts';
@@ -214,7 +215,7 @@ export class BundleWriter {
 
   private manifest(): Manifest {
     const { program, formats, sessionOptions, target, model, decoder } = this.contents;
-    const { memory, recipe, passes, plan, calibration } = this.contents;
+    const { memory, recipe, passes, plan, calibration, text } = this.contents;
     const { inputs, outputs } = interfaceOf(program, plan);
     const onnx: OnnxProgram = {
       kind: 'onnx',
@@ -250,7 +251,12 @@ export class BundleWriter {
         }),
       },
       files: this.sortedFiles(),
-      memory,
+      memory: {
+        ...memory,
+        ...(plan === undefined || text === undefined
+          ? {}
+          : { text: tokenizerBytes(text.tokenizer.length) }),
+      },
       ...(this.canaries === undefined ? {} : { canaries: this.canaries }),
       ...(this.quality === undefined ? {} : { quality: this.quality }),
       ...(calibration === undefined ? {} : { calibration }),

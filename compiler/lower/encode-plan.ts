@@ -11,6 +11,7 @@ import type { MemorySpec } from '../../runtime/manifest.ts';
 import type { PlanLayout, PlanSegment, PlanTensor } from '../../runtime/plan.ts';
 import { encodePlanFile } from '../../runtime/plan.ts';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
+import { ENGINE_BYTES, THREAD_BYTES } from '../emit/engine-memory.ts';
 import type { WeightLayout } from '../emit/layout.ts';
 import { placeWeights } from '../emit/layout.ts';
 import type { Dim } from '../ir/dim.ts';
@@ -145,6 +146,8 @@ export function encodePlan(lowering: Lowering, { headRows, outputs }: EncodeOpti
       arena: arenaBytes,
       state: end - stateAt,
       stack: end - weights.bytes - arenaBytes - (end - stateAt),
+      engine: ENGINE_BYTES,
+      ...(threads > 1 ? { thread: THREAD_BYTES } : {}),
       tokens: lowering.decoder === undefined ? 0 : context,
       exact: true,
     },

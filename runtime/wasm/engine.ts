@@ -19,7 +19,7 @@ import { decodePlan, sizeOf } from '../plan.ts';
 import type { Tensor } from '../tensor.ts';
 import { Executor } from './executor.ts';
 import { ABI_VERSION } from './kernels/abi.ts';
-import type { KernelVariant, ThreadedKernelExports } from './module.ts';
+import type { KernelVariant, ThreadedKernelExports, Unpack } from './module.ts';
 import { compileKernels, instantiateKernels } from './module.ts';
 import type { StartWorker } from './pool.ts';
 import { Pool, startBrowserWorker } from './pool.ts';
@@ -39,6 +39,8 @@ export interface WasmOptions {
   readonly cores?: number;
   /** Starts workers where the host has no `Worker`. */
   readonly startWorker?: StartWorker;
+  /** Inflates base64 of deflated bytes, where the host has something leaner than web streams. */
+  readonly unpack?: Unpack;
   /** Told once per reason why fewer threads or plainer kernels are used than the bundle allows. */
   readonly onWarning?: (message: string) => void;
 }
@@ -68,7 +70,7 @@ async function open(context: EngineContext, options: WasmOptions): Promise<Loadi
   const { manifest, signal } = context;
   const plan = await readPlan(context);
   const { layout } = plan;
-  const features = await probeKernels();
+  const features = await probeKernels(options.unpack);
   throwIfAborted(signal);
   if (!features.simd)
     throw new FettleError('ENGINE_UNAVAILABLE', 'This host has no WebAssembly SIMD.', {
@@ -84,7 +86,7 @@ async function open(context: EngineContext, options: WasmOptions): Promise<Loadi
   return {
     weights: new Uint8Array(memory.buffer, layout.weights.address, manifest.weights.bytes),
     async start() {
-      const module = await compileKernels(variant);
+      const module = await compileKernels(variant, options.unpack);
       const kernels = await instantiateKernels<ThreadedKernelExports>(module, memory);
       // after the kernels' own data, which instantiating writes
       new Uint8Array(memory.buffer).set(plan.words, layout.image);

@@ -47,32 +47,39 @@ const loaders: Readonly<Record<string, () => Promise<{ readonly deflated: string
 /** Names of all generated binaries: the kernel variants, the probe and the limits. */
 export type BinaryName = KernelVariant | 'probe-relaxed' | 'limits-simd' | 'limits-relaxed';
 
+/** Bytes from a text: base64 of deflated bytes. */
+export type Unpack = (text: string) => Uint8Array<ArrayBuffer> | Promise<Uint8Array<ArrayBuffer>>;
+
 /**
  * The bytes of a generated binary.
  *
+ * @param unpack - of hosts that have a better one
  * @throws {@link FettleError} ENGINE_UNAVAILABLE when the host cannot inflate
  */
-export async function kernelBytes(name: BinaryName): Promise<Uint8Array<ArrayBuffer>> {
+export async function kernelBytes(
+  name: BinaryName,
+  unpack?: Unpack,
+): Promise<Uint8Array<ArrayBuffer>> {
   const load = loaders[name];
   if (load === undefined) throw new RangeError(`There is no kernel binary "${name}".`);
   const { deflated } = await load();
-  return unpackBinary(deflated, name);
+  return unpackBinary(deflated, name, unpack);
 }
 
 /**
  * The bytes of a generated module: base64 of deflated bytes.
  *
  * @param name - what an error says could not be unpacked
+ * @param unpack - of hosts that have a better one
  * @throws {@link FettleError} ENGINE_UNAVAILABLE when the host cannot inflate
  */
 export async function unpackBinary(
   deflated: string,
   name: string,
+  unpack: Unpack = unpackText,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const packed = Uint8Array.from(atob(deflated), (character) => character.charCodeAt(0));
   try {
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('deflate-raw'));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
+    return await unpack(deflated);
   } catch (cause) {
     throw new FettleError('ENGINE_UNAVAILABLE', 'The WASM kernels could not be unpacked.', {
       at: { kernels: name },
@@ -82,13 +89,26 @@ export async function unpackBinary(
   }
 }
 
+/** Unpacks with what every host has. No iterator over characters: it leaves megabytes of garbage. */
+async function unpackText(text: string): Promise<Uint8Array<ArrayBuffer>> {
+  const characters = atob(text);
+  const packed = new Uint8Array(characters.length);
+  for (let i = 0; i < packed.length; i++) packed[i] = characters.charCodeAt(i);
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('deflate-raw'));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
 /**
  * Compiles a variant; the module can be posted to workers.
  *
+ * @param unpack - of hosts that have a better one
  * @throws {@link FettleError} ENGINE_UNAVAILABLE when the host cannot compile it
  */
-export async function compileKernels(variant: KernelVariant): Promise<WebAssembly.Module> {
-  const bytes = await kernelBytes(variant);
+export async function compileKernels(
+  variant: KernelVariant,
+  unpack?: Unpack,
+): Promise<WebAssembly.Module> {
+  const bytes = await kernelBytes(variant, unpack);
   try {
     return await WebAssembly.compile(bytes);
   } catch (cause) {

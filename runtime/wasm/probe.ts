@@ -2,7 +2,7 @@
  * Which kernel binary this host can run, found by running instructions, never by asking: Node 20 accepts
  * relaxed SIMD behind its flag and computes it wrongly.
  */
-import type { KernelVariant } from './module.ts';
+import type { KernelVariant, Unpack } from './module.ts';
 import { kernelBytes } from './module.ts';
 
 /** What a host can do. */
@@ -20,11 +20,15 @@ export interface KernelFeatures {
 /** Calls of the probe: enough that engines with two compilers have used both. */
 const probeCalls = 2000;
 
-/** Finds out what this host can run. Takes a few milliseconds. */
-export async function probeKernels(): Promise<KernelFeatures> {
+/**
+ * Finds out what this host can run. Takes a few milliseconds.
+ *
+ * @param unpack - of hosts that have a better one
+ */
+export async function probeKernels(unpack?: Unpack): Promise<KernelFeatures> {
   const reasons: string[] = [];
   const simd = WebAssembly.validate(simdModule);
-  const relaxed = await probeRelaxed(reasons);
+  const relaxed = await probeRelaxed(reasons, unpack);
   const threads = probeThreads(reasons);
   return { simd, relaxed, threads, reasons };
 }
@@ -35,10 +39,10 @@ export function chooseVariant(features: KernelFeatures, threads: number): Kernel
   return threads > 1 && features.threads ? `${kind}-threads` : kind;
 }
 
-async function probeRelaxed(reasons: string[]): Promise<boolean> {
+async function probeRelaxed(reasons: string[], unpack: Unpack | undefined): Promise<boolean> {
   try {
     const memory = new WebAssembly.Memory({ initial: 1 });
-    const bytes = await kernelBytes('probe-relaxed');
+    const bytes = await kernelBytes('probe-relaxed', unpack);
     const { instance } = await WebAssembly.instantiate(bytes, { env: { memory } });
     const probe = instance.exports['probe'] as (scratch: number) => number;
     for (let call = 0; call < probeCalls; call++) {

@@ -1,10 +1,10 @@
 /**
- * Memory of sessions beside their plan: what a child process (Linux) holds beyond its own after the bundle
- * was opened, and after its context was filled. Prints JSON with `--json`, else Markdown.
+ * Memory of sessions beside their plan (Linux): what the first session of a process adds to it when the
+ * bundle was opened, and when its context was filled; in this Node, in Node 22 and in Chromium. Prints
+ * JSON with `--json`, else Markdown.
  *
  *     npm run bench:memory [-- --json] [--context 512]
  */
-import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,12 +12,21 @@ import { compile } from '../../compiler/compile.ts';
 import { NodeFiles } from '../../compiler/node.ts';
 import { resolveModel } from '../../compiler/node-source.ts';
 import { parseRecipe } from '../../compiler/recipe.ts';
-import type { SessionMemory } from '../support/session-memory.ts';
+import { node22 } from '../support/node22.ts';
+import { sessionMemory } from '../support/session-memory.ts';
+import type { SessionMemory } from '../support/session-memory-child.ts';
+import { chromiumMemory } from './memory-chromium.ts';
+
+type Measure = (path: string, threads: number) => SessionMemory | Promise<SessionMemory>;
 
 interface Row extends SessionMemory {
   readonly model: string;
   readonly weightFormat: string;
   readonly kv: string;
+  readonly threads: number;
+  readonly host: string;
+  /** What is said that a session takes. */
+  readonly planned: number;
   /** Peak while loading over the weights. */
   readonly loadRatio: number;
   /** Peak over the plan. */
@@ -29,27 +38,39 @@ const at = arguments_.indexOf('--context');
 const contextLength = at < 0 ? 512 : Number(arguments_[at + 1]);
 const folder = mkdtempSync(join(tmpdir(), 'fettle-memory-'));
 try {
-  const warmUp = await bundle('micro:gqa', 'source');
+  const inNode = await sessionMemory(join(folder, 'child'));
+  const newer = node22();
+  const hosts = new Map<string, Measure>();
+  hosts.set('this Node', (path, threads) => inNode(path, { threads }));
+  if (typeof newer === 'string')
+    hosts.set('Node 22', (path, threads) => inNode(path, { node: newer, threads }));
+  hosts.set('Chromium', chromiumMemory);
   const rows: Row[] = [];
-  for (const model of ['builtin:nib', 'shape:smollm2-135m'])
-    for (const kv of ['f32', 'f16']) {
-      const path = await bundle(model, kv);
-      const script = join(import.meta.dirname, '../support/session-memory.ts');
-      const run = ['--expose-gc', '--import', 'tsx', script, warmUp, path];
-      const memory = JSON.parse(
-        execFileSync(process.execPath, run, { encoding: 'utf8' }),
-      ) as SessionMemory;
-      const { load, peak, planned, weights } = memory;
-      const ratios = { loadRatio: load / weights, peakRatio: peak / planned };
-      rows.push({ model, weightFormat: 'w4g32', kv, ...ratios, ...memory });
+  for (const [model, kv, threads] of [
+    ['micro:gqa', 'f32', 1],
+    ['builtin:nib', 'f32', 1],
+    ['builtin:nib', 'f16', 1],
+    ['builtin:nib', 'f32', 2],
+    ['shape:smollm2-135m', 'f32', 1],
+    ['shape:smollm2-135m', 'f16', 1],
+  ] as const) {
+    const path = await bundle(model, kv, threads);
+    for (const [host, measure] of hosts) {
+      const measured = await measure(path, threads);
+      const { memory, load, peak } = measured;
+      const { weights, arena, state, stack = 0, engine = 0, thread = 0, text = 0 } = memory;
+      const planned = weights + arena + state + stack + engine + (threads - 1) * thread + text;
+      const ratios = { planned, loadRatio: load / weights, peakRatio: peak / planned };
+      rows.push({ model, weightFormat: 'w4g32', kv, threads, host, ...ratios, ...measured });
     }
-  const mb = (bytes: number): string => (bytes / 1e6).toFixed(1);
+  }
+  const mb = (bytes = 0): string => (bytes / 1e6).toFixed(1);
   const lines = rows.map(
-    (row) =>
-      `| ${row.model} ${row.weightFormat} | ${row.kv} | ${row.tokens} | ${mb(row.weights)} | ${mb(row.load)} | ${mb(row.planned)} | ${mb(row.peak)} | ${row.peakRatio.toFixed(2)} |`,
+    ({ model, kv, threads, host, memory, load, planned, peak, peakRatio }) =>
+      `| ${model} w4g32, KV ${kv} | ${threads} | ${host} | ${mb(memory.weights)} | ${mb(load)} | ${mb(planned)} | ${mb(peak)} | ${peakRatio.toFixed(2)} |`,
   );
   const table = [
-    '| model | KV | tokens | weights, MB | peak of loading, MB | planned, MB | peak, MB | peak / planned |',
+    '| model | threads | host | weights, MB | peak of loading, MB | planned, MB | peak, MB | peak / planned |',
     '| --- | --- | --- | --- | --- | --- | --- | --- |',
     ...lines,
   ].join('\n');
@@ -60,10 +81,10 @@ try {
   rmSync(folder, { recursive: true, force: true });
 }
 
-async function bundle(reference: string, kv: string): Promise<string> {
-  const out = join(folder, `${reference.replace(/\W/g, '-')}-${kv}`);
+async function bundle(reference: string, kv: string, threads: number): Promise<string> {
+  const out = join(folder, `${reference.replace(/\W/g, '-')}-${kv}-${threads}`);
   await compile(await resolveModel(reference, { cacheFolder: folder }), {
-    targets: ['wasm'],
+    targets: [threads > 1 ? 'wasm-threads' : 'wasm'],
     recipe: parseRecipe({
       weights: 'w4g32',
       clip: 'none',

@@ -55,7 +55,7 @@ export function peerRow(group: SampleGroup, probes: readonly Limits[]): PeerRow 
     throw new RangeError(`No samples of ${peer.name}.`);
   const limits = medianLimits(probes);
   const atMost = limitOf(group, limits);
-  const bytes = (key: keyof SessionFigures['memoryBytes']): number =>
+  const bytes = (key: 'weights' | 'arena' | 'state' | 'peak'): number =>
     median(samples.map((sample) => sample.memoryBytes[key]));
   const range = (key: keyof GenerationSpeed): [number, number] => {
     const values = steady.map((one) => one[key]);

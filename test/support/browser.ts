@@ -134,7 +134,7 @@ export async function swiftShaderIcd(): Promise<string> {
  * where a second process would find half a file: so a child unpacks into a folder of its own, which then
  * gets its name in one step.
  */
-async function unpackChromium(): Promise<string> {
+export async function unpackChromium(): Promise<string> {
   const { version } = JSON.parse(
     readFileSync(join(root, 'node_modules/@sparticuz/chromium/package.json'), 'utf8'),
   ) as { version: string };

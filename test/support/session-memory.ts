@@ -1,65 +1,48 @@
 /**
- * What a session adds to the memory of its process, for a child process of its own:
+ * What the first session of a process adds to the process's memory (Linux): code of the engine, the weights,
+ * a context filled to its end, and the tokenizer where the bundle has one.
  *
- *     node --expose-gc --import tsx test/support/session-memory.ts <warm-up bundle> <bundle> [tokens]
- *
- * Opens and runs a small bundle first, so that code is loaded and compiled; then resets the peak of the process
- * (`/proc/self/clear_refs`), opens the bundle, fills its context and prints {@link SessionMemory} as JSON.
+ * The child is the runtime bundled to plain JavaScript, as a user ships it: a loader that compiles TypeScript
+ * takes megabytes of its own. It resets the peak of its process (`/proc/self/clear_refs`) after its modules
+ * are read and before the bundle is opened.
  */
-import { writeFileSync } from 'node:fs';
-import { openBundle, processMemory } from '../../runtime/node.ts';
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { build } from 'esbuild';
+import type { SessionMemory } from './session-memory-child.ts';
 
-/** Bytes beyond what the process had before the bundle was opened. */
-export interface SessionMemory {
-  /** Weights, arena, state and stack of the manifest. */
-  readonly planned: number;
-  /** Weights of the manifest. */
-  readonly weights: number;
-  /** Peak while the bundle loads. */
-  readonly load: number;
-  /** Peak over everything. */
-  readonly peak: number;
-  /** Left after the prompt, garbage collected. */
-  readonly held: number;
-  readonly loadMs: number;
-  readonly tokens: number;
+/** Why memory cannot be measured here; false when it can. */
+export const noSessionMemory: string | false = existsSync('/proc/self/clear_refs')
+  ? false
+  : 'needs Linux to reset a peak';
+
+/** How a session is measured. */
+export interface SessionMemoryOptions {
+  /** Binary of Node. Default: the running one. */
+  readonly node?: string;
+  /** Threads. Default 1. */
+  readonly threads?: number;
 }
 
-const [warmUp, bundle, count] = process.argv.slice(2);
-if (warmUp !== undefined && bundle !== undefined) {
-  await settle();
-  await use(warmUp, 40);
-  await settle();
-  writeFileSync('/proc/self/clear_refs', '5');
-  const before = processMemory().residentBytes;
-  const startMs = performance.now();
-  const session = await openBundle(bundle);
-  const loadMs = performance.now() - startMs;
-  const load = processMemory().peakBytes - before;
-  const { memory, decoder } = session.manifest;
-  const tokens = count === undefined ? (decoder?.contextLength ?? 1) - 8 : Number(count);
-  const prompt = Array.from({ length: tokens }, (_, i) => (i * 37) % (decoder?.vocabulary ?? 1));
-  await session.generate(prompt, { maxTokens: 8, ignoreEnd: true, temperature: 0 }).result();
-  const peak = processMemory().peakBytes - before;
-  await settle();
-  const held = processMemory().residentBytes - before;
-  const planned = memory.weights + memory.arena + memory.state + (memory.stack ?? 0);
-  const { weights } = memory;
-  const result: SessionMemory = { planned, weights, load, peak, held, loadMs, tokens };
-  process.stdout.write(JSON.stringify(result));
-  await session.dispose();
-}
-
-async function use(path: string, tokens: number): Promise<void> {
-  const session = await openBundle(path);
-  const prompt = Array.from({ length: tokens }, (_, i) => i % 100);
-  await session.generate(prompt, { maxTokens: 8, ignoreEnd: true, temperature: 0 }).result();
-  await session.dispose();
-}
-
-async function settle(): Promise<void> {
-  for (let i = 0; i < 3; i++) {
-    globalThis.gc?.();
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
+/** Builds the child into a folder; returns what measures with it. */
+export async function sessionMemory(
+  folder: string,
+): Promise<(bundle: string, options?: SessionMemoryOptions) => SessionMemory> {
+  await build({
+    entryPoints: [join(import.meta.dirname, 'session-memory-child.ts')],
+    outdir: folder,
+    outExtension: { '.js': '.mjs' },
+    bundle: true,
+    splitting: true,
+    format: 'esm',
+    target: 'es2022',
+    platform: 'node',
+    external: ['onnxruntime-web'],
+  });
+  const script = join(folder, 'session-memory-child.mjs');
+  return (bundle, { node = process.execPath, threads = 1 } = {}) =>
+    JSON.parse(
+      execFileSync(node, ['--expose-gc', script, bundle, String(threads)], { encoding: 'utf8' }),
+    ) as SessionMemory;
 }

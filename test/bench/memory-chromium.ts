@@ -1,0 +1,163 @@
+/**
+ * Memory of a session in Chromium (Linux), from the renderer's own `/proc` files. The page is driven by its
+ * own script and not through a debugger: an inspector that watches the network keeps every response, which
+ * is a copy of the weights.
+ */
+import { spawn } from 'node:child_process';
+import { createReadStream, existsSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs';
+import { rmSync, statSync, writeFileSync } from 'node:fs';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { MemorySpec } from '../../runtime/manifest.ts';
+import { bundleScript, unpackChromium } from '../support/browser.ts';
+import type { SessionMemory } from '../support/session-memory-child.ts';
+
+/** Most time of a measurement. */
+const MOST_MS = 120_000;
+
+const tokenizers = join(
+  import.meta.dirname,
+  '../../node_modules/@huggingface/tokenizers/dist/tokenizers.mjs',
+);
+const importMap = { imports: { '@huggingface/tokenizers': '/tokenizers.mjs' } };
+
+/** What the page does; it says when it begins, when the bundle is open, and when its context is full. */
+const html = (threads: number): string => `<!doctype html>
+<script type="importmap">${JSON.stringify(importMap)}</script>
+<script type="module">
+const say = (what, body = null) =>
+  fetch('/say/' + what, { method: 'POST', body: JSON.stringify(body) });
+try {
+  const { openBundle } = await import('/runtime.js');
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  await say('begin');
+  const startMs = performance.now();
+  const session = await openBundle('/bundle/', { wasm: { threads: ${threads} } });
+  const { memory, decoder } = session.manifest;
+  const tokens = decoder.contextLength - 8;
+  await say('open', { memory, tokens, loadMs: performance.now() - startMs });
+  const prompt = Array.from({ length: tokens }, (_, i) => (i * 37) % decoder.vocabulary);
+  await session.generate(prompt, { maxTokens: 8, ignoreEnd: true, temperature: 0 }).result();
+  await say('end');
+} catch (error) {
+  await say('failed', String(error.stack));
+}
+</script>`;
+
+/** Opens a bundle in a page of a fresh Chromium and fills its context. */
+export async function chromiumMemory(bundle: string, threads = 1): Promise<SessionMemory> {
+  const script = await bundleScript("export * from './runtime/index.ts';", [
+    'onnxruntime-web',
+    'onnxruntime-web/*',
+    '@huggingface/*',
+  ]);
+  const pages = new Map([
+    ['/', ['text/html', html(threads)]],
+    ['/runtime.js', ['text/javascript', script]],
+    ['/tokenizers.mjs', ['text/javascript', readFileSync(tokenizers, 'utf8')]],
+  ] as const);
+  const profile = mkdtempSync(join(tmpdir(), 'fettle-profile-'));
+  const said = new Map<string, { readonly body: unknown; readonly figures: Figures }>();
+  let renderer = 0;
+  let finish = (): void => {};
+  const finished = new Promise<void>((resolve) => (finish = resolve));
+  const answer = (request: IncomingMessage, response: ServerResponse): void => {
+    const path = new URL(request.url ?? '/', 'http://localhost').pathname;
+    if (path.startsWith('/say/')) {
+      let text = '';
+      request.on('data', (part: Buffer) => (text += part.toString()));
+      request.on('end', () => {
+        if (path === '/say/begin') {
+          renderer = rendererOf(profile);
+          writeFileSync(`/proc/${renderer}/clear_refs`, '5');
+        }
+        said.set(path.slice(5), { body: JSON.parse(text), figures: figuresOf(renderer) });
+        response.end();
+        if (path === '/say/end' || path === '/say/failed') finish();
+      });
+      return;
+    }
+    const file = path.startsWith('/bundle/') ? join(bundle, path.slice(8)) : '';
+    const page = pages.get(path as '/');
+    const isFile = page === undefined && existsSync(file);
+    response.writeHead(page !== undefined || isFile ? 200 : 404, {
+      'content-type': page?.[0] ?? 'application/octet-stream',
+      ...(isFile ? { 'content-length': statSync(file).size } : {}),
+      'cross-origin-opener-policy': 'same-origin',
+      'cross-origin-embedder-policy': 'require-corp',
+    });
+    if (isFile) createReadStream(file).pipe(response);
+    else response.end(page?.[1]);
+  };
+  const server = createServer(answer);
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run'];
+  const browser = spawn(
+    await unpackChromium(),
+    [
+      ...flags,
+      '--enable-features=SharedArrayBuffer',
+      `--user-data-dir=${profile}`,
+      `http://127.0.0.1:${port}/`,
+    ],
+    { stdio: 'ignore' },
+  );
+  const exited = new Promise((resolve) => browser.on('exit', resolve));
+  const timer = setTimeout(finish, MOST_MS);
+  try {
+    await Promise.race([finished, exited]);
+  } finally {
+    clearTimeout(timer);
+    browser.kill();
+    await exited;
+    server.closeAllConnections();
+    server.close();
+    rmSync(profile, { recursive: true, force: true });
+  }
+  const [begin, open, end] = ['begin', 'open', 'end'].map((what) => said.get(what));
+  if (begin === undefined || open === undefined || end === undefined)
+    throw new Error(`Chromium measured nothing: ${String(said.get('failed')?.body)}`);
+  // pages of files are Chromium's own code, which is resident once it ran
+  const since = ({ peak, files }: Figures): number =>
+    peak - begin.figures.resident - (files - begin.figures.files);
+  const about = open.body as { memory: MemorySpec; tokens: number; loadMs: number };
+  const held =
+    end.figures.resident - begin.figures.resident - (end.figures.files - begin.figures.files);
+  return { ...about, load: since(open.figures), peak: since(end.figures), held };
+}
+
+interface Figures {
+  readonly resident: number;
+  readonly peak: number;
+  readonly files: number;
+}
+
+function figuresOf(pid: number): Figures {
+  const text = readFileSync(`/proc/${pid}/status`, 'utf8');
+  const bytes = (key: string): number =>
+    1024 * Number(new RegExp(`^${key}:\\s*(\\d+) kB`, 'm').exec(text)?.[1] ?? 0);
+  return { resident: bytes('VmRSS'), peak: bytes('VmHWM'), files: bytes('RssFile') };
+}
+
+/** The process of the page: the largest renderer of the Chromium with this profile. */
+function rendererOf(profile: string): number {
+  const commands = readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((pid) => {
+      try {
+        return [{ pid: Number(pid), command: readFileSync(`/proc/${pid}/cmdline`, 'utf8') }];
+      } catch {
+        return []; // it has ended
+      }
+    });
+  const own = commands.filter(
+    ({ command }) => command.includes('--type=renderer') && command.includes(profile),
+  );
+  const [first] = own.toSorted((a, b) => figuresOf(b.pid).resident - figuresOf(a.pid).resident);
+  if (first === undefined) throw new Error('Chromium runs no page.');
+  return first.pid;
+}
