@@ -5,7 +5,7 @@
  *   w4g32          round all units in that format
  *   auto:4.2       table -> solve 4.2 bits a parameter -> measure what decides -> solve -> round
  *   --max-size     the same for the bytes that the rest of the bundle leaves; never exceeded
- *   --max-loss     the smallest size whose measured loss is within the bound, on two parts of the data
+ *   --max-loss     the smallest size whose measured loss is within the bound on both parts of the data
  */
 import { FettleError } from '../runtime/errors.ts';
 import type { CompiledBundle, CompileOptions } from './compile-options.ts';
@@ -32,6 +32,16 @@ import { writeBundle } from './write-bundle.ts';
 
 /** Times that a bundle is built again because it came out larger than predicted. */
 const REBUILDS = 5;
+/** Measured loss over predicted KL before anything is measured: data are never quite those calibrated on. */
+const EXPECTED_RATIO = 2.5;
+/** After this long, in milliseconds, a search for the smallest bundle within a loss takes what it has. */
+const TRIALS_MS = 150_000;
+
+/** Formats and codes by name of the unit. */
+type Assignments = ReadonlyMap<string, Assignment>;
+
+/** How a bundle is written. */
+type WriteSettings = Pick<BuildRequest, 'options'> & Pick<WeightStorage, 'canaries'>;
 
 /**
  * Writes the bundle of a target with weights fitted to data.
@@ -99,7 +109,7 @@ class CalibratedBuild {
         options.log?.info(
           `${target.id}: ${formatBytes(chosen.bytes)} of ${formatBytes(budget)} for weights in ${new Set(chosen.rows.map(({ option }) => option)).size} formats, predicted ${table.metric} ${chosen.error.toPrecision(3)}.`,
         );
-        const built = await this.write(search, chosen);
+        const built = await this.write(search, chosen, await this.rounded(chosen), { options });
         const { bytes, weightBytes } = built.bundle;
         const overSize = recipe.maxSize === undefined ? 0 : bytes - recipe.maxSize;
         const overBits = bits === undefined ? 0 : weightBytes - (bits * parameters) / 8;
@@ -117,10 +127,13 @@ class CalibratedBuild {
     }
   }
 
-  /** The smallest size whose measured loss is within a bound. */
+  /**
+   * The smallest size whose measured loss is within a bound. Every trial is rounded as it would be kept,
+   * written, and measured on two parts of the data; what it was is kept in memory, and the smallest that
+   * held is written once more.
+   */
   async withinLoss(bound: number): Promise<BuiltBundle> {
-    const { request } = this;
-    const { target, output, options } = request;
+    const { target, output, options } = this.request;
     const { measure } = options;
     // compile() has checked that there is one
     if (measure === undefined) return this.withinBudget();
@@ -131,48 +144,44 @@ class CalibratedBuild {
       const least = leastBytes(table);
       if (most < least) throw belowFloor(table, most);
       // what decides near the bound is measured once, where the bound is expected
-      await search.choose(this.expectedBytes(search, bound, least, most), 1);
-      let current: BuiltBundle | undefined;
-      const build = async (
-        chosen: AllocatedFormats,
-        rounding: 'alone' | 'sequential',
-      ): Promise<number> => {
-        if (current !== undefined) output.restart();
-        const first: CompileOptions = {
-          ...options,
-          measure: (folder, what) => measure(folder, what, 'first'),
-        };
-        current = await this.write(search, chosen, first, rounding);
-        const { quality } = current.bundle;
-        const loss = quality === undefined ? Infinity : relativeLoss(quality);
-        options.log?.info(
-          `${target.id}: ${formatBytes(current.bundle.bytes)}, ${quality?.metric} ${quality?.after.toPrecision(5)} (${percent(loss)}).`,
-        );
-        return loss;
-      };
-      // Rounding units one after the other takes several times as long as each by itself: the search takes
-      // the quick way and the bundle that is kept the other one, measured again.
-      const found = await searchTolerance({
-        bound,
-        least,
-        most,
-        predict: (bytes) => search.solve(bytes)?.error ?? Infinity,
-        choose: (bytes) => {
-          const value = search.solve(bytes) ?? search.solve(least);
-          if (value === undefined) throw belowFloor(search.table, bytes);
-          return { value, bytes: value.bytes };
+      await search.choose(this.expectedBytes(search, bound / EXPECTED_RATIO, least, most), 1);
+      const began = performance.now();
+      const rounded = new Map<AllocatedFormats, Assignments>();
+      const found = await searchTolerance(
+        {
+          bound,
+          least,
+          most,
+          ratio: EXPECTED_RATIO,
+          predict: (bytes) => search.solve(bytes)?.error ?? Infinity,
+          choose: (bytes) => {
+            const value = search.solve(bytes) ?? search.solve(least);
+            if (value === undefined) throw belowFloor(search.table, bytes);
+            return { value, bytes: value.bytes };
+          },
+          measure: async ({ value }) => {
+            const assignments = await this.rounded(value);
+            const { bundle } = await this.write(search, value, assignments, {
+              options: withoutMeasure(options),
+              canaries: false,
+            });
+            let loss = 0;
+            for (const part of ['first', 'second'] as const)
+              if (loss <= bound)
+                loss = Math.max(loss, relativeLoss(await measure(output.folder, target, part)));
+            options.log?.info(`${target.id}: ${formatBytes(bundle.bytes)}, ${percent(loss)} loss.`);
+            if (loss <= bound) rounded.set(value, assignments);
+            output.restart();
+            return loss;
+          },
         },
-        measure: ({ value }) => build(value, 'alone'),
-        verify: async ({ value }) => {
-          const loss = await build(value, 'sequential');
-          return Math.max(loss, relativeLoss(await measure(output.folder, target, 'second')));
-        },
-      });
-      const { best, trials, verified } = found;
-      // the last build is the one that was verified
-      if (best === undefined || current === undefined)
-        throw neverWithin(bound, trials, verified, target.id);
-      return current;
+        { goesOn: () => performance.now() - began < TRIALS_MS },
+      );
+      const { best, trials } = found;
+      const assignments = best && rounded.get(best.value);
+      if (best === undefined || assignments === undefined)
+        throw neverWithin(bound, trials, target.id);
+      return await this.write(search, best.value, assignments, { options });
     } finally {
       await search.close();
     }
@@ -229,16 +238,20 @@ class CalibratedBuild {
     return Math.min(bytes, memory);
   }
 
-  /** Rounds units in the chosen formats, and writes the bundle. */
+  /** Rounds units in the chosen formats. */
+  private rounded({ rows }: AllocatedFormats): Promise<Assignments> {
+    return this.calibrated.round(
+      new Map(rows.map(({ unit, option }) => [unit, parseFormat(option)])),
+    );
+  }
+
+  /** Writes the bundle of rounded units. */
   private async write(
     search: FormatSearch,
     chosen: AllocatedFormats,
-    options: CompileOptions = this.request.options,
-    rounding: 'alone' | 'sequential' = 'sequential',
+    assignments: Assignments,
+    { options, ...storage }: WriteSettings,
   ): Promise<BuiltBundle> {
-    const formats = new Map(chosen.rows.map(({ unit, option }) => [unit, parseFormat(option)]));
-    const assignments =
-      rounding === 'alone' ? search.roundedAlone(chosen) : await this.calibrated.round(formats);
     const table = {
       ...search.table,
       chosen: Object.fromEntries(chosen.rows.map(({ unit, option }) => [unit, option])),
@@ -252,17 +265,13 @@ class CalibratedBuild {
         assignments,
         table,
         label: 'mixed',
-        // a search measures itself
-        checksLoss: options === this.request.options,
-        ...(rounding === 'alone' ? { canaries: false } : {}),
+        ...storage,
       },
     );
   }
 
   /** What biases make up for, when the recipe wants them to. */
-  private async shifts(
-    assignments: ReadonlyMap<string, Assignment>,
-  ): Promise<Pick<WeightStorage, 'shifts'>> {
+  private async shifts(assignments: Assignments): Promise<Pick<WeightStorage, 'shifts'>> {
     const wanted = choiceOf('correct-bias', this.request.recipe.transforms) !== undefined;
     return wanted ? { shifts: await this.calibrated.biasShifts(assignments) } : {};
   }
@@ -318,11 +327,9 @@ function memoryBytes({ weights, arena, state, stack = 0 }: CompiledBundle['memor
 function neverWithin(
   bound: number,
   trials: readonly Trial<unknown>[],
-  verified: number | undefined,
   target: string,
 ): FettleError {
-  const measured = trials.map(({ loss }) => loss);
-  const least = verified ?? measured.reduce((a, b) => Math.min(a, b), Infinity);
+  const least = trials.reduce((a, { loss }) => Math.min(a, loss), Infinity);
   return new FettleError(
     'BUDGET_EXCEEDED',
     `No choice of formats for "${target}" loses at most ${percent(bound)}: the best that was measured loses ${percent(least)}.`,

@@ -139,13 +139,21 @@ export class LiveModel {
    *
    * @throws the signal's reason when aborted
    */
-  async measure({ samples = this.samples }: MeasureOptions = {}): Promise<OutputError> {
+  async measure(options: MeasureOptions = {}): Promise<OutputError> {
+    return this.compared(options, true);
+  }
+
+  private async compared(
+    { samples = this.samples }: MeasureOptions,
+    likelihood: boolean,
+  ): Promise<OutputError> {
     const count = Math.min(samples, this.samples);
     let [error, agreement, nats] = [0, 0, 0];
     for (let index = 0; index < count; index++) {
       await turn(this.signal);
       const values = await this.run(index);
-      const ids = this.subject.decoder && this.subject.samples.ids?.[index];
+      const ids =
+        likelihood && this.subject.decoder ? this.subject.samples.ids?.[index] : undefined;
       const one = this.outputs.compare(index, values, ids);
       error += one.error / count;
       agreement += one.agreement / count;
@@ -156,7 +164,7 @@ export class LiveModel {
 
   /** The error alone; see {@link measure}. */
   async kl(options: MeasureOptions = {}): Promise<number> {
-    return (await this.measure(options)).error;
+    return (await this.compared(options, false)).error;
   }
 
   /**

@@ -73,10 +73,11 @@ export function roundUnit(
   );
   for (let start = 0; start < columns; start += block) {
     const count = Math.min(block, columns - start);
-    const own = hessianBlock(method, statistics, columns, start, count);
-    const order = method.name === 'nearest' ? 'none' : (method.order ?? 'groups');
-    const damping = method.name === 'nearest' ? 0 : (method.damping ?? 0.01);
-    const prepared = prepareHessian(algebra, own, count, Math.min(group, count), damping, order);
+    const prepared = preparedBlock(algebra, method, statistics, columns, {
+      start,
+      count,
+      group: Math.min(group, count),
+    });
     const whole = count === columns && method.name === 'gptq';
     const correction = whole ? propagation(algebra, prepared, statistics, method) : undefined;
     const sweeps = method.name === 'nearest' ? 0 : (method.sweeps ?? 6);
@@ -267,6 +268,25 @@ function hessianBlock(
   const weights = diagonal(statistics, columns);
   for (let i = 0; i < count; i++) block[i * count + i] = weights?.[start + i] ?? 1;
   return block;
+}
+
+/** That block made ready for a size of groups, or what was kept of it. */
+function preparedBlock(
+  algebra: Algebra,
+  method: RoundingMethod,
+  statistics: RoundingStatistics,
+  columns: number,
+  { start, count, group }: Readonly<Record<'start' | 'count' | 'group', number>>,
+): PreparedHessian {
+  const order = method.name === 'nearest' ? 'none' : (method.order ?? 'groups');
+  const damping = method.name === 'nearest' ? 0 : (method.damping ?? 0.01);
+  const key = [method.name, order, damping, start, count, group].join(' ');
+  const known = statistics.prepared?.get(key);
+  if (known !== undefined) return known;
+  const own = hessianBlock(method, statistics, columns, start, count);
+  const prepared = prepareHessian(algebra, own, count, group, damping, order);
+  statistics.prepared?.set(key, prepared);
+  return prepared;
 }
 
 /** D of the file's header times its strength; undefined when there is nothing to make up for. */

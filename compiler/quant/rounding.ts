@@ -2,6 +2,7 @@
  * How a matrix is rounded: the choices of a recipe, what calibration knows about the inputs of the matrix,
  * and what comes out. `round-unit.ts` does it.
  */
+import type { PreparedHessian } from './hessian.ts';
 import type { QuantizedMatrix } from './matrix.ts';
 
 /** A way to round a matrix. */
@@ -49,6 +50,8 @@ export interface RoundingStatistics {
   readonly cross?: Float32Array | undefined;
   /** Mean of x², [columns]: the diagonal, when there is no Hessian. */
   readonly meanSquare?: Float32Array | undefined;
+  /** Keeps what is computed from the Hessian, for the same matrix in other formats. Default: it is not kept. */
+  readonly prepared?: Map<string, PreparedHessian>;
 }
 
 /** A rounded matrix and what it cost. */

@@ -204,22 +204,15 @@ export class CalibratedModel {
     formats: ReadonlyMap<string, CodeFormat>,
   ): Promise<ReadonlyMap<string, RoundedUnit>> {
     const method = this.method();
-    const ofTables = methodForTable(method);
     const { algebra } = this.services;
     return roundSequentially(
       this.subject,
       formats,
       (unit, format, statistics) =>
-        roundUnit(
-          unitRows(unit),
-          format,
-          unit.kind === 'table' ? ofTables : method,
-          statistics ?? {},
-          algebra,
-        ),
+        roundUnit(unitRows(unit), format, this.methodOf(unit), statistics ?? {}, algebra),
       this.services,
       {
-        method: [method, ofTables],
+        method: [method, methodForTable(method)],
         statistics: await this.collected(),
         attention: this.rounding === 'rsq',
         propagate: method.name === 'gptq',
@@ -257,5 +250,11 @@ export class CalibratedModel {
   method(): RoundingMethod {
     const { clip } = this.request.recipe;
     return { name: this.rounding === 'nearest' ? 'nearest' : 'gptq', clip: clip === 'mse' };
+  }
+
+  /** The method as a unit takes it: tables are also read row by row. */
+  methodOf({ kind }: WeightUnit): RoundingMethod {
+    const method = this.method();
+    return kind === 'table' ? methodForTable(method) : method;
   }
 }

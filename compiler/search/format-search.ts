@@ -9,7 +9,6 @@ import { collectStatistics } from '../calibrate/collect.ts';
 import type { UnitStatistics } from '../calibrate/statistics.ts';
 import { subjectOf } from '../calibrate/subject.ts';
 import { throwIfAborted } from '../../runtime/errors.ts';
-import type { Assignment } from '../passes/quantize-weights.ts';
 import type { WeightUnit } from '../passes/weight-units.ts';
 import { unitRows } from '../passes/weight-units.ts';
 import type { CodeFormat, WeightFormat } from '../quant/formats.ts';
@@ -17,6 +16,7 @@ import { parseFormat } from '../quant/formats.ts';
 import type { QuantizedMatrix } from '../quant/matrix.ts';
 import { dequantizeMatrix } from '../quant/matrix.ts';
 import { roundUnit } from '../quant/round-unit.ts';
+import { methodForTable } from '../quant/rounding.ts';
 import { floatToHalf, halfToFloat } from '../../runtime/half.ts';
 import { VERSION } from '../version.ts';
 import type { AllocatedFormats } from './allocate.ts';
@@ -46,6 +46,8 @@ const NOISE_ENERGY = 0.01;
 const MEASURING_MS = 300_000;
 /** Times that the rows near the answer are measured and the budget solved again. */
 const ROUNDS = 2;
+/** Predicted error of one format for all, relative to that of a choice, up to which both are measured. */
+const NEAR = 1.5;
 
 /** What of the bundle no unit decides. */
 export interface RestOfBundle {
@@ -104,7 +106,8 @@ export class FormatSearch {
     const settings = { skip: request.recipe.skip, minElements: request.minElements ?? 4096 };
     const measured = await subjectOf(request.model, request.decoder, gate, settings);
     const live = await LiveModel.open(measured, services);
-    const key = cacheKey('table', VERSION, subject.key, gate.sha256, target.id, method, settings);
+    const methods = [method, methodForTable(method)];
+    const key = cacheKey('table', VERSION, subject.key, gate.sha256, target.id, methods, settings);
     const kept = cachedTable(calibrated, key);
     if (kept !== undefined) return new FormatSearch(calibrated, kept, held.all, live);
     const gains = await measureGains(calibrated, live, held.all);
@@ -164,9 +167,20 @@ export class FormatSearch {
       this.table = await measureInteractions(this.table, chosen, measuring);
       chosen = solved() ?? chosen;
     }
-    return this.calibrated.request.recipe.refine === 'evolve'
-      ? this.evolved(chosen, bytes)
-      : chosen;
+    if (this.calibrated.request.recipe.refine === 'evolve')
+      chosen = await this.evolved(chosen, bytes);
+    return this.orUniform(chosen, bytes);
+  }
+
+  /**
+   * A choice, or one format for all units where that is measured to be better: predictions of single
+   * units are not so good that a near tie is theirs to decide.
+   */
+  private async orUniform(chosen: AllocatedFormats, bytes: number): Promise<AllocatedFormats> {
+    const uniform = allocate(this.table, { bytes }, 'uniform');
+    if (uniform === undefined || uniform.error > NEAR * chosen.error) return chosen;
+    const error = await this.measure(chosen);
+    return (await this.measure(uniform)) < error ? uniform : chosen;
   }
 
   /** Formats from what is known by now, nothing measured. */
@@ -239,20 +253,6 @@ export class FormatSearch {
     return totals(table, rowsOf(found.choice));
   }
 
-  /**
-   * Units rounded in their formats, each by itself with the inputs of the unquantized model: at once,
-   * where rounding one after the other takes a run of the model.
-   */
-  roundedAlone(chosen: AllocatedFormats): ReadonlyMap<string, Assignment> {
-    return new Map(
-      chosen.rows.map(({ unit, option }): [string, Assignment] => {
-        const format = parseFormat(option);
-        const matrix = format.kind === 'float' ? undefined : this.matrixOf(unit, format);
-        return [unit, matrix === undefined ? { format } : { format, matrix }];
-      }),
-    );
-  }
-
   /** Values of a unit after rounding it alone, [rows, columns]. */
   private valuesOf(name: string, option: string): Float32Array {
     const format = parseFormat(option);
@@ -270,7 +270,7 @@ export class FormatSearch {
     const known = this.rounded.get(key);
     if (known !== undefined || unit === undefined) return known;
     const { services } = this.calibrated;
-    const method = { ...this.calibrated.method(), sweeps: QUICK_SWEEPS };
+    const method = { ...this.calibrated.methodOf(unit), sweeps: QUICK_SWEEPS };
     const statistics = this.statistics.get(name) ?? {};
     const { matrix } = roundUnit(unitRows(unit), format, method, statistics, services.algebra);
     this.rounded.set(key, matrix);
@@ -333,7 +333,7 @@ function rate(
   return rateFormats(
     unitRows(unit),
     formats,
-    calibrated.method(),
+    calibrated.methodOf(unit),
     statistics ?? {},
     services.algebra,
     services.signal,
@@ -358,6 +358,7 @@ async function measureGains(
     if (performance.now() - began > MEASURING_MS) break;
     const known = statistics.get(unit.name);
     const error = await live.probe(unit.name, NOISE_ENERGY, {
+      samples: Math.ceil(live.samples / 2),
       statistics: known,
       seed: request.recipe.seed + index,
     });

@@ -34,7 +34,7 @@ export interface UnitRatings {
 }
 
 /** Values that are rounded per format: enough rows for a mean, few enough for a hundred units. */
-const SAMPLED_VALUES = 1 << 16;
+const SAMPLED_VALUES = 1 << 15;
 /** Rows at least. */
 const SAMPLED_ROWS = 64;
 
@@ -56,6 +56,7 @@ export function rateFormats(
   const values = sample.read(0, sample.rows);
   const energy = energyOf(values, sample, statistics, algebra);
   const norm = values.reduce((sum, value) => sum + value * value, 0);
+  const known = { ...statistics, prepared: new Map() };
   const ratings = formats.map((format): Rating => {
     throwIfAborted(signal);
     if (format.kind === 'float') {
@@ -63,7 +64,7 @@ export function rateFormats(
       return { format, outputError: error, weightError: error };
     }
     const quick: RoundingMethod = { ...method, sweeps: 0 };
-    const { loss, relativeError } = roundUnit(sample, format, quick, statistics, algebra);
+    const { loss, relativeError } = roundUnit(sample, format, quick, known, algebra);
     return {
       format,
       outputError: energy > 0 ? loss / energy : relativeError,

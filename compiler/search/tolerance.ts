@@ -1,10 +1,9 @@
 /**
  * The smallest size whose measured loss stays within a bound.
  *
- * Bisection on size: the table proposes where the bound should be met, a measurement of the whole says
- * how far it is off, and the two ends close in. What is accepted is measured once more, as it will be kept
- * and on data that the search has not seen; while that fails, it steps to a larger size, by as much as the
- * table says the excess takes.
+ * The table says how loss falls with size, up to a factor that depends on what loss is measured on; every
+ * measurement of the whole corrects that factor near the bound, and the two ends (the largest size that
+ * failed, the smallest that did) close in. It is over when a size loses nearly the bound.
  *
  * Source: ../shared/ALGORITHMS.md Q4, Z5.
  */
@@ -33,43 +32,46 @@ export interface ToleranceProblem<T> {
   readonly most: number;
   /** Predicted loss at a size, rising as size falls; only its shape matters. */
   readonly predict: (bytes: number) => number;
+  /** Measured over predicted loss, as far as it is known before anything is measured. Default 1. */
+  readonly ratio?: number;
   /** What is best within a size. */
   readonly choose: (bytes: number) => Choice<T>;
-  /** Builds a choice and measures its loss. */
+  /** Builds a choice as it would be kept and measures its loss. */
   readonly measure: (choice: Choice<T>) => Promise<number>;
-  /** Measures what was accepted on other data too; same unit. Absent: no second check. */
-  readonly verify?: (choice: Choice<T>) => Promise<number>;
 }
 
 /** How it is searched. */
 export interface ToleranceOptions {
-  /** Most measurements, second checks not counted. Default 8. */
+  /** Most measurements. Default 5. */
   readonly evaluations?: number;
   /** Ends closer together than this fraction of the size are good enough. Default 0.005. */
   readonly precision?: number;
-  /** Most second checks. Default 4. */
-  readonly verifications?: number;
+  /** A loss of this share of the bound is good enough. Default 0.9. */
+  readonly share?: number;
+  /** Asked after each measurement: whether there is time for another one. Default: always. */
+  readonly goesOn?: () => boolean;
 }
 
 /** The outcome. */
 export interface ToleranceResult<T> {
-  /** What is kept, the last that was built; undefined when nothing held. */
-  readonly best: Choice<T> | undefined;
-  /** Loss of it on the second check; undefined without one. */
-  readonly verified: number | undefined;
+  /** The smallest that held; undefined when nothing did. */
+  readonly best: Trial<T> | undefined;
   /** Everything measured, in order. */
   readonly trials: readonly Trial<T>[];
-  /** Whether the second check made it step back. */
-  readonly steppedBack: boolean;
 }
 
-/** Searches. */
+/** Loss that is aimed at, as a share of the bound: the prediction is off by a little either way. */
+const AIM = 0.96;
+/** How near an end a proposal may come, as a share of what lies between the ends. */
+const MARGIN = 0.04;
+
+/** Searches. The largest size is tried last when nothing else held. */
 export async function searchTolerance<T>(
   problem: ToleranceProblem<T>,
   options: ToleranceOptions = {},
 ): Promise<ToleranceResult<T>> {
   const { bound, least, most } = problem;
-  const { evaluations = 8, precision = 0.005 } = options;
+  const { evaluations = 5, precision = 0.005, share = 0.9, goesOn = () => true } = options;
   const trials: Trial<T>[] = [];
   const measured = async (bytes: number): Promise<Trial<T>> => {
     const choice = problem.choose(bytes);
@@ -77,61 +79,62 @@ export async function searchTolerance<T>(
     trials.push(trial);
     return trial;
   };
-  let low = least;
-  let high = most;
-  // measured over predicted, near the bound
-  let ratio = 1;
-  // the smallest may do, and the largest must: both ends are only known once they are measured
-  let lowFails = false;
-  while (trials.length < evaluations && (high - low > precision * high || trials.length === 0)) {
-    const aim = proposal(problem, low, high, bound / ratio);
-    const bytes = trials.length === 0 ? aim : between(aim, low, high, lowFails);
+  // what failed, and what held: the ends, not yet known
+  let failed: Trial<T> | undefined;
+  let held: Trial<T> | undefined;
+  for (let left = evaluations; left > 0; left--) {
+    const low = failed?.bytes ?? least;
+    const high = held?.bytes ?? most;
+    if (trials.length > 0 && (high - low <= precision * high || !goesOn())) break;
+    const wanted = atSize(problem, low, high, (AIM * bound) / ratioNear(problem, failed, held));
+    const margin = MARGIN * (high - low);
+    // an end that was not measured may be the answer itself
+    const under = failed === undefined ? low : low + margin;
+    const over = held === undefined ? high : high - margin;
+    // the last one has to hold, or there would be no answer
+    const isLast = left === 1 && held === undefined;
+    const bytes = isLast ? most : Math.round(Math.min(Math.max(wanted, under), over));
     const trial = await measured(bytes);
-    const predicted = problem.predict(bytes);
-    if (predicted > 0 && trial.loss > 0) ratio = trial.loss / predicted;
-    if (trial.loss <= bound) {
-      high = Math.min(bytes, trial.bytes);
-      if (high <= least) break;
-    } else {
-      low = Math.max(low, bytes);
-      lowFails = true;
+    if (trial.loss > bound) {
+      failed = { ...trial, bytes: Math.max(low, bytes) };
       if (bytes >= most) break;
+      continue;
     }
+    held = trial;
+    if (trial.loss >= share * bound || trial.bytes <= least) break;
   }
-  const accepted = trials.filter(({ loss }) => loss <= bound).sort((a, b) => a.bytes - b.bytes);
-  let [best] = accepted;
-  if (best === undefined && low < most) {
+  if (held === undefined && failed !== undefined && failed.bytes < most) {
     const largest = await measured(most);
-    if (largest.loss <= bound) best = largest;
+    if (largest.loss <= bound) held = largest;
   }
-  if (best === undefined || problem.verify === undefined)
-    return { best, verified: undefined, trials, steppedBack: false };
-  return { ...(await confirmed(problem, best, options)), trials };
+  return { best: held, trials };
 }
 
-/** The second check, at larger and larger sizes while it fails. */
-async function confirmed<T>(
+/** Measured over predicted loss where the bound is expected. */
+function ratioNear<T>(
   problem: ToleranceProblem<T>,
-  first: Choice<T>,
-  { verifications = 4 }: ToleranceOptions,
-): Promise<Omit<ToleranceResult<T>, 'trials'>> {
-  const { bound, most, choose, predict, verify = async () => 0 } = problem;
-  let choice = first;
-  for (let checks = 1; ; checks++) {
-    const verified = await verify(choice);
-    const steppedBack = checks > 1;
-    if (verified <= bound) return { best: choice, verified, steppedBack };
-    if (checks >= verifications || choice.bytes >= most)
-      return { best: undefined, verified, steppedBack };
-    // as much better as the check asks for, and a little more each time
-    const wanted = (1 - 0.05 * 2 ** checks) * predict(choice.bytes) * (bound / verified);
-    const next = proposal(problem, choice.bytes, most, wanted);
-    choice = checks + 1 < verifications ? choose(next) : choose(most);
-  }
+  failed: Trial<T> | undefined,
+  held: Trial<T> | undefined,
+): number {
+  const { bound, predict, ratio = 1 } = problem;
+  const known = [failed, held].flatMap((trial) => {
+    if (trial === undefined) return [];
+    const predicted = predict(trial.bytes);
+    return predicted > 0 && trial.loss > 0 ? [{ predicted, loss: trial.loss }] : [];
+  });
+  const [first, second] = known;
+  if (first === undefined) return ratio;
+  if (second === undefined || second.loss >= first.loss || second.predicted >= first.predicted)
+    return first.loss / first.predicted;
+  // on logarithms, between one that loses more and one that loses less
+  const part = Math.log(first.loss / bound) / Math.log(first.loss / second.loss);
+  const logs = [first, second].map(({ loss, predicted }) => Math.log(loss / predicted));
+  const [a = 0, b = 0] = logs;
+  return Math.exp(a + (b - a) * part);
 }
 
 /** The size at which the prediction meets a loss. */
-function proposal<T>(
+function atSize<T>(
   { predict }: ToleranceProblem<T>,
   low: number,
   high: number,
@@ -144,12 +147,4 @@ function proposal<T>(
     else over = middle;
   }
   return Math.ceil(over);
-}
-
-/** A proposal kept away from the ends, so that every measurement takes off a tenth at least. */
-function between(aim: number, low: number, high: number, lowFails: boolean): number {
-  const margin = (high - low) / 10;
-  // while nothing has failed, the smallest itself is worth a try
-  const under = lowFails ? low + margin : low;
-  return Math.round(Math.min(Math.max(aim, under), high - margin));
 }

@@ -65,6 +65,8 @@ interface Row {
   readonly value: number;
   /** The same for the original. */
   readonly original: number;
+  /** How far the outputs are from the original's, of text: KL in nats a token. */
+  readonly kl?: number;
 }
 
 const WINDOW = 256;
@@ -202,18 +204,26 @@ async function nib(): Promise<void> {
   // every input predicts a token, the last one the first of the next window
   const samples = { ...inputs, ids: places.map((at) => text.slice(at, at + WINDOW + 1)) };
   const live = await held(gptq.front, gptq.calibrated, samples);
-  const perplexity = async (): Promise<number> => Math.exp((await live.measure()).nats ?? NaN);
-  const original = await perplexity();
+  const perplexity = async (): Promise<{ readonly value: number; readonly kl: number }> => {
+    const { nats = NaN, error } = await live.measure();
+    return { value: Math.exp(nats), kl: error };
+  };
+  const { value: original } = await perplexity();
   say(`nib: f32 ${original.toFixed(2)} on ${count * WINDOW} tokens`);
   const measure = async (
     calibrated: CalibratedModel,
     formats: ReadonlyMap<string, WeightFormat>,
-  ): Promise<number> => {
+  ): ReturnType<typeof perplexity> => {
     setAll(live, await calibrated.round(formats));
     return perplexity();
   };
-  const add = (bits: number, method: string, value: number, format?: string): void => {
-    say(`nib: ${bits} bits, ${method} ${format ?? ''} ${value.toFixed(2)}`);
+  const add = (
+    bits: number,
+    method: string,
+    { value, kl }: Awaited<ReturnType<typeof perplexity>>,
+    format?: string,
+  ): void => {
+    say(`nib: ${bits} bits, ${method} ${format ?? ''} ${value.toFixed(2)}, KL ${kl.toFixed(5)}`);
     rows.push({
       model: 'nib',
       bits,
@@ -222,6 +232,7 @@ async function nib(): Promise<void> {
       metric: 'perplexity',
       value,
       original,
+      kl,
     });
   };
   const search = await FormatSearch.open(gptq.calibrated, {
@@ -364,28 +375,39 @@ async function ocr(): Promise<void> {
   await live.dispose();
 }
 
-/** A line per model and method, a column per size. */
+/** A line per model and method, a column per size; of text, the same for KL. */
 function markdown(list: readonly Row[]): string {
   const lines: string[] = [];
   for (const model of new Set(list.map((row) => row.model))) {
     const own = list.filter((row) => row.model === model);
-    const sizes = [...new Set(own.map(({ bits }) => bits))].toSorted((a, b) => b - a);
+    const [first] = own;
     lines.push(
-      `| ${model}: ${own[0]?.metric ?? ''} (original ${own[0]?.original.toPrecision(4)}) | ${sizes.map((bits) => `${bits} bits`).join(' | ')} |`,
-      `|---|${sizes.map(() => '---:|').join('')}`,
+      ...tableOf(
+        `${model}: ${first?.metric ?? ''} (original ${first?.original.toPrecision(4)})`,
+        own,
+        ({ value, format }) =>
+          `${value.toPrecision(4)}${format === undefined ? '' : ` (${format})`}`,
+      ),
     );
-    for (const method of new Set(own.map((row) => row.method)))
-      lines.push(
-        `| ${method} | ${sizes
-          .map((bits) => {
-            const found = own.find((row) => row.method === method && row.bits === bits);
-            return found === undefined
-              ? ''
-              : `${found.value.toPrecision(4)}${found.format === undefined ? '' : ` (${found.format})`}`;
-          })
-          .join(' | ')} |`,
-      );
-    lines.push('');
+    if (first?.kl !== undefined)
+      lines.push(...tableOf(`${model}: KL to the original`, own, ({ kl }) => kl?.toFixed(4) ?? ''));
   }
   return lines.join('\n');
+}
+
+function tableOf(title: string, list: readonly Row[], cell: (row: Row) => string): string[] {
+  const sizes = [...new Set(list.map(({ bits }) => bits))].toSorted((a, b) => b - a);
+  const methods = [...new Set(list.map(({ method }) => method))];
+  const cellOf = (method: string, bits: number): string => {
+    const found = list.find((row) => row.method === method && row.bits === bits);
+    return found === undefined ? '' : cell(found);
+  };
+  return [
+    `| ${title} | ${sizes.map((bits) => `${bits} bits`).join(' | ')} |`,
+    `|---|${sizes.map(() => '---:|').join('')}`,
+    ...methods.map(
+      (method) => `| ${method} | ${sizes.map((bits) => cellOf(method, bits)).join(' | ')} |`,
+    ),
+    '',
+  ];
 }
