@@ -17,6 +17,7 @@ import { activationRanges } from './calibrate/ranges.ts';
 import { passOptions } from './front-half.ts';
 import { cloneModel } from './ir/clone.ts';
 import type { Model } from './ir/graph.ts';
+import { foldConstants } from './passes/fold-constants.ts';
 import { isSkipped } from './passes/skip-list.ts';
 import type { PassReport } from './passes/pass.ts';
 import type { QuantizeActivationsOptions } from './passes/quantize-activations.ts';
@@ -133,22 +134,23 @@ export async function writeIntegers(
   const { front, recipe, target, options } = request;
   const { progress, signal } = options;
   const products = chosen(recipe);
-  const samples = await calibration?.samples(front.model, front.decoder);
+  const settings = { ...passOptions(options, `${target.id}-integers-`), target };
+  const model = cloneModel(front.model);
+  // f16 weights behind a Cast are weights like any other
+  const folded = await runPasses(model, [foldConstants({ widen: true })], settings);
+  const samples = await calibration?.samples(model, front.decoder);
   const ranges =
     calibration === undefined || samples === undefined
       ? {}
       : await activationRanges(
-          front.model,
+          model,
           front.decoder,
           samples,
           { engines: calibration.engines, progress, signal },
           products,
         );
-  const model = cloneModel(front.model);
-  const reports = await runPasses(model, [quantizeActivations({ ...products, ranges })], {
-    ...passOptions(options, `${target.id}-integers-`),
-    target,
-  });
+  const made = await runPasses(model, [quantizeActivations({ ...products, ranges })], settings);
+  const reports = [...folded, ...made];
   const open = reports.flatMap(({ refusals }) =>
     refusals.filter(({ rule, why }) => rule === 'convolution' && why === UNKNOWN_RANGES),
   );
