@@ -143,8 +143,8 @@ class CalibratedBuild {
       const most = Math.min(mostBytes(table), this.unitBytes(table));
       const least = leastBytes(table);
       if (most < least) throw belowFloor(table, most);
-      // what decides near the bound is measured once, where the bound is expected
-      await search.choose(this.expectedBytes(search, bound / EXPECTED_RATIO, least, most), 1);
+      // the table is held against a measurement once, where the bound is expected
+      await search.choose(this.expectedBytes(search, bound / EXPECTED_RATIO, least, most));
       const began = performance.now();
       const rounded = new Map<AllocatedFormats, Assignments>();
       const found = await searchTolerance(

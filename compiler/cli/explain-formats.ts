@@ -82,10 +82,15 @@ export function explainFormats({ target, table }: CompiledBundle): readonly stri
     step(one.smaller),
     step(one.larger),
   ]);
-  const { additivity, metric } = table;
+  const { additivity, metric, whole } = table;
   return [
     `formats for ${target}; a step says what the next format saves or takes, and the ${metric} a kilobyte buys:`,
     textTable(['weight', 'format', 'size', metric, 'how', 'a step down', 'a step up'], rows),
+    ...(whole === undefined
+      ? []
+      : [
+          `all together: ${metric} ${whole.measured.toExponential(2)} measured, ${whole.predicted.toExponential(2)} predicted`,
+        ]),
     additivity === undefined
       ? ''
       : `errors of ${additivity.pairs} pairs of weights are off their sum by ${(100 * additivity.medianDeviation).toFixed(0)}% (median)${table.pairs.length === 0 ? '' : `; ${table.pairs.length} pairs are priced together`}`,

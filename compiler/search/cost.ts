@@ -6,7 +6,7 @@
  */
 import type { Target } from '../../targets/target.ts';
 import { WEIGHT_ALIGNMENT } from '../emit/layout.ts';
-import { codePacking, groupsOf, TILE_ROWS, tileBytes } from '../lower/pack-weights.ts';
+import { codePacking, TILE_ROWS, tileBytes } from '../lower/pack-weights.ts';
 import type { WeightFormat } from '../quant/formats.ts';
 import { packedRowBytes } from '../quant/pack.ts';
 
@@ -86,16 +86,9 @@ function ownBytes({ rows, columns, kind }: MatrixShape, format: WeightFormat): n
   const tables = format.kind === 'codebook' ? 1 : 0;
   const packing = codePacking(rows, columns, format.bits, group, tables);
   if (typeof packing === 'string') return undefined;
-  const scales = tiles * groupsOf(packing) * TILE_ROWS;
-  return (
-    align(tiles * tileBytes(packing)) +
-    align(2 * scales) +
-    (format.kind === 'codebook'
-      ? align(tiles * CODEBOOK_BYTES)
-      : format.symmetric
-        ? 0
-        : align(scales))
-  );
+  const asymmetric = format.kind !== 'codebook' && !format.symmetric;
+  const codebook = format.kind === 'codebook' ? align(tiles * CODEBOOK_BYTES) : 0;
+  return align(tiles * tileBytes(packing, asymmetric)) + codebook;
 }
 
 /** Filters are stored as the compiler keeps them, see lower/wasm-unpack.ts. */

@@ -22,6 +22,7 @@ import { VERSION } from '../version.ts';
 import type { AllocatedFormats } from './allocate.ts';
 import { allocate, totals } from './allocate.ts';
 import { zdOfBlocks } from './block-scores.ts';
+import { MOST_DEVIATION } from './additivity.ts';
 import type { CalibratedModel } from './calibrated.ts';
 import { evolve } from './evolve.ts';
 import { unitOptions } from './options.ts';
@@ -147,29 +148,36 @@ export class FormatSearch {
   }
 
   /**
-   * Formats for so many bytes of units, measured where it decides; undefined when nothing fits.
-   *
-   * @param rounds - times that rows near the answer are measured and the budget is solved again
+   * Formats for so many bytes of units; undefined when nothing fits. The model is measured with them: where
+   * that is not what the table says, rows near the answer are measured one by one, and pairs of units.
    */
-  async choose(bytes: number, rounds: number = ROUNDS): Promise<AllocatedFormats | undefined> {
-    const method = this.calibrated.request.recipe.allocate ?? 'ours';
-    const solved = (): AllocatedFormats | undefined => allocate(this.table, { bytes }, method);
-    let chosen = solved();
+  async choose(bytes: number): Promise<AllocatedFormats | undefined> {
+    const { allocate: method = 'ours', refine } = this.calibrated.request.recipe;
+    let chosen = this.solve(bytes);
     if (chosen === undefined || method !== 'ours') return chosen;
-    const measuring = this.measuring();
-    for (let round = 0; round < rounds; round++) {
-      const rows = boundaryRows(this.table, chosen);
-      if (rows.length === 0) break;
-      this.table = await measureRows(this.table, rows, measuring);
-      chosen = solved() ?? chosen;
+    if (!(await this.isAsPredicted(chosen))) {
+      const measuring = this.measuring();
+      for (let round = 0; round < ROUNDS; round++) {
+        const rows = boundaryRows(this.table, chosen);
+        if (rows.length === 0) break;
+        this.table = await measureRows(this.table, rows, measuring);
+        chosen = this.solve(bytes) ?? chosen;
+      }
+      if (this.table.additivity === undefined) {
+        this.table = await measureInteractions(this.table, chosen, measuring);
+        chosen = this.solve(bytes) ?? chosen;
+      }
     }
-    if (this.table.additivity === undefined) {
-      this.table = await measureInteractions(this.table, chosen, measuring);
-      chosen = solved() ?? chosen;
-    }
-    if (this.calibrated.request.recipe.refine === 'evolve')
-      chosen = await this.evolved(chosen, bytes);
+    if (refine === 'evolve') chosen = await this.evolved(chosen, bytes);
     return this.orUniform(chosen, bytes);
+  }
+
+  /** Whether the model loses what the table adds up to, and keeps both in the table. */
+  private async isAsPredicted(chosen: AllocatedFormats): Promise<boolean> {
+    const measured = await this.measure(chosen);
+    const predicted = Number(chosen.error.toPrecision(6));
+    this.table = { ...this.table, whole: { predicted, measured: Number(measured.toPrecision(6)) } };
+    return Math.abs(measured - predicted) <= MOST_DEVIATION * measured;
   }
 
   /**

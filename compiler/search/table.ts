@@ -107,7 +107,9 @@ export interface SensitivityTable {
   readonly units: readonly UnitFacts[];
   /** Rows, by unit in that order, then by bytes. */
   readonly rows: readonly Row[];
-  /** How well rows add up; absent when it was not measured. */
+  /** Error of the model in one choice, by the sum of rows and measured; absent when it was not measured. */
+  readonly whole?: { readonly predicted: number; readonly measured: number };
+  /** How well rows of pairs add up; absent when the sum of all did. */
   readonly additivity?: Additivity;
   /** Interactions; empty when rows add up well enough. */
   readonly pairs: readonly PairRow[];

@@ -11,7 +11,8 @@
  * Then the accuracy of the two digit classifiers in w4 and mixed, and how far PP-OCRv4's recognition is
  * from its original on images of text. Prints JSON with `--json`, else Markdown.
  *
- *     npm run bench:quality [-- --json] [--tokens 40192] [--windows 64] [--only nib,digits,ocr]
+ *     npm run bench:quality [-- --json] [--tokens 40192] [--held-tokens 16384] [--windows 64]
+ *         [--only nib,digits,ocr]
  *         [--sizes 4,3.5,3,2.5] [--methods ours,gptq,rtn,hawq,lim,zd,baq]
  */
 import { homedir } from 'node:os';
@@ -77,6 +78,7 @@ const option = (name: string, fallback: string): string => {
   return at < 0 ? fallback : (args[at + 1] ?? fallback);
 };
 const tokens = Number(option('tokens', '40192'));
+const heldTokens = Number(option('held-tokens', '16384'));
 const windows = Number(option('windows', '64'));
 const sizes = option('sizes', '4,3.5,3,2.5').split(',').map(Number);
 const methods = option('methods', 'ours,gptq,rtn,hawq,lim,zd,baq').split(',');
@@ -182,7 +184,6 @@ async function nib(): Promise<void> {
   const read = (name: string): Promise<readonly number[]> =>
     tokenize(source, readFileSync(sharedPath('data', name), 'utf8'), name);
   const fitted = await read('calibration.txt');
-  const text = await read('wikitext2-test.txt');
   const calibration = async ({ model, decoder }: Front): Promise<Samples> =>
     windowSamples(
       model,
@@ -192,48 +193,36 @@ async function nib(): Promise<void> {
     );
   const gptq = await opened('builtin:nib', 'gptq', calibration);
   const nearest = await opened('builtin:nib', 'nearest', calibration);
-  const count = Math.floor(tokens / WINDOW);
-  const places = Array.from({ length: count }, (_, index) => index * WINDOW);
-  const { model, decoder } = gptq.front;
-  const inputs = windowSamples(
-    model,
-    decoder,
-    places.map((at) => text.slice(at, at + WINDOW)),
-    'wikitext2-test.txt',
-  );
-  // every input predicts a token, the last one the first of the next window
-  const samples = { ...inputs, ids: places.map((at) => text.slice(at, at + WINDOW + 1)) };
-  const live = await held(gptq.front, gptq.calibrated, samples);
-  const perplexity = async (): Promise<{ readonly value: number; readonly kl: number }> => {
-    const { nats = NaN, error } = await live.measure();
-    return { value: Math.exp(nats), kl: error };
-  };
-  const { value: original } = await perplexity();
-  say(`nib: f32 ${original.toFixed(2)} on ${count * WINDOW} tokens`);
-  const measure = async (
-    calibrated: CalibratedModel,
-    formats: ReadonlyMap<string, WeightFormat>,
-  ): ReturnType<typeof perplexity> => {
-    setAll(live, await calibrated.round(formats));
-    return perplexity();
-  };
-  const add = (
+  const texts = [
+    await textOf(gptq, 'wikitext2-test.txt', await read('wikitext2-test.txt'), tokens),
+    await textOf(gptq, 'heldout.txt', await read('heldout.txt'), heldTokens),
+  ];
+  for (const { name, original } of texts) say(`nib: f32 ${original.toFixed(2)} on ${name}`);
+  const add = async (
     bits: number,
     method: string,
-    { value, kl }: Awaited<ReturnType<typeof perplexity>>,
+    { calibrated }: typeof gptq,
+    formats: ReadonlyMap<string, WeightFormat>,
     format?: string,
-  ): void => {
-    say(`nib: ${bits} bits, ${method} ${format ?? ''} ${value.toFixed(2)}, KL ${kl.toFixed(5)}`);
-    rows.push({
-      model: 'nib',
-      bits,
-      method,
-      ...(format === undefined ? {} : { format }),
-      metric: 'perplexity',
-      value,
-      original,
-      kl,
-    });
+  ): Promise<void> => {
+    const rounded = await calibrated.round(formats);
+    for (const { name, live, original } of texts) {
+      setAll(live, rounded);
+      const { value, kl } = await perplexityOf(live);
+      say(
+        `nib: ${bits} bits, ${method} ${format ?? ''} ${value.toFixed(2)}, KL ${kl.toFixed(5)} on ${name}`,
+      );
+      rows.push({
+        model: `nib, ${name}`,
+        bits,
+        method,
+        ...(format === undefined ? {} : { format }),
+        metric: 'perplexity',
+        value,
+        original,
+        kl,
+      });
+    }
   };
   const search = await FormatSearch.open(gptq.calibrated, {
     name: 'nib',
@@ -246,23 +235,47 @@ async function nib(): Promise<void> {
     const chosen = methods.includes('ours') ? await search.choose(bytes) : undefined;
     const formats = (list: AllocatedFormats): Map<string, WeightFormat> =>
       new Map(list.rows.map(({ unit, option: name }) => [unit, parseFormat(name)]));
-    if (chosen !== undefined) add(bits, 'ours', await measure(gptq.calibrated, formats(chosen)));
-    for (const [method, { calibrated }] of [
+    if (chosen !== undefined) await add(bits, 'ours', gptq, formats(chosen));
+    for (const [method, one] of [
       ['uniform GPTQ', gptq] as const,
       ['uniform RTN', nearest] as const,
     ]) {
       const format = uniformFormat(bits, 192);
       const wanted = method === 'uniform GPTQ' ? 'gptq' : 'rtn';
       if (format === undefined || !methods.includes(wanted)) continue;
-      add(bits, method, await measure(calibrated, calibrated.uniform(format)), format.name);
+      await add(bits, method, one, one.calibrated.uniform(format), format.name);
     }
     for (const method of baselineNames.filter((name) => methods.includes(name))) {
       const found = allocate(search.table, { bytes }, method);
-      if (found !== undefined) add(bits, method, await measure(gptq.calibrated, formats(found)));
+      if (found !== undefined) await add(bits, method, gptq, formats(found));
     }
   }
   await search.close();
-  await live.dispose();
+  for (const { live } of texts) await live.dispose();
+}
+
+/** A text to measure on, with the original's perplexity. */
+async function textOf(
+  { front, calibrated }: Awaited<ReturnType<typeof opened>>,
+  name: string,
+  ids: readonly number[],
+  most: number,
+): Promise<{ readonly name: string; readonly live: LiveModel; readonly original: number }> {
+  const places = Array.from({ length: Math.floor(most / WINDOW) }, (_, index) => index * WINDOW);
+  const { model, decoder } = front;
+  const windowsOf = (length: number): readonly (readonly number[])[] =>
+    places.map((at) => ids.slice(at, at + length));
+  const inputs = windowSamples(model, decoder, windowsOf(WINDOW), name);
+  // every input predicts a token, the last one the first of the next window
+  const live = await held(front, calibrated, { ...inputs, ids: windowsOf(WINDOW + 1) });
+  return { name, live, original: (await perplexityOf(live)).value };
+}
+
+async function perplexityOf(
+  live: LiveModel,
+): Promise<{ readonly value: number; readonly kl: number }> {
+  const { nats = NaN, error } = await live.measure();
+  return { value: Math.exp(nats), kl: error };
 }
 
 async function digits(name: string): Promise<void> {

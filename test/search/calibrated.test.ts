@@ -57,6 +57,7 @@ test('average bits are kept, everything in the weight files counted', async () =
   assert.equal(manifest.recipe['weights'], 'auto:6');
   // the table travels with the bundle and gives the same answer without the model
   const table = decodeTable(readFile(files, 'out/sensitivity.json'), 'sensitivity.json');
+  assert.ok(table.whole !== undefined && table.whole.measured > 0 && table.whole.predicted > 0);
   const budget = unitBudget(table, { averageBits: 6, maxSize: undefined });
   const again = allocate(table, { bytes: budget });
   const chosen = Object.fromEntries(again?.rows.map(({ unit, option }) => [unit, option]) ?? []);
