@@ -3,7 +3,7 @@
  * final size from the start, a few chunks at a time, and each chunk is hashed where it lies.
  *
  * Peak beside the buffer: the pieces in flight, and one chunk copied by the platform's SHA-256 (chunks
- * are at most an eighth of the weights, see docs/bundle.md; larger ones are hashed in JavaScript).
+ * are at most a sixteenth of the weights, see docs/bundle.md; larger ones are hashed in JavaScript).
  */
 import { fileAt, MANIFEST_BYTES, MANIFEST_PATH, parseManifest } from './bundle.ts';
 import { renew } from './check.ts';

@@ -91,11 +91,11 @@ export function constantsInUseOrder(
 }
 
 /**
- * A chunk is an eighth of the weights where that lies between 1 and 16 MiB: the reader's hashing
+ * A chunk is a sixteenth of the weights where that lies between 1 and 16 MiB: the reader's hashing
  * costs one copy of a chunk, and a load must not peak above 1.2 times the weights.
  */
 function chunkBytesFor(bytes: number): number {
-  return Math.min(MAX_CHUNK_BYTES, Math.max(MIN_CHUNK_BYTES, align(Math.ceil(bytes / 8))));
+  return Math.min(MAX_CHUNK_BYTES, Math.max(MIN_CHUNK_BYTES, align(Math.ceil(bytes / 16))));
 }
 
 function align(bytes: number): number {

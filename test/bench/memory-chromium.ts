@@ -62,6 +62,7 @@ export async function chromiumMemory(bundle: string, threads = 1): Promise<Sessi
   const profile = mkdtempSync(join(tmpdir(), 'fettle-profile-'));
   const said = new Map<string, { readonly body: unknown; readonly figures: Figures }>();
   let renderer = 0;
+  let browser = 0;
   let finish = (): void => {};
   const finished = new Promise<void>((resolve) => (finish = resolve));
   const answer = (request: IncomingMessage, response: ServerResponse): void => {
@@ -71,7 +72,7 @@ export async function chromiumMemory(bundle: string, threads = 1): Promise<Sessi
       request.on('data', (part: Buffer) => (text += part.toString()));
       request.on('end', () => {
         if (path === '/say/begin') {
-          renderer = rendererOf(profile);
+          renderer = rendererOf(browser);
           writeFileSync(`/proc/${renderer}/clear_refs`, '5');
         }
         said.set(path.slice(5), { body: JSON.parse(text), figures: figuresOf(renderer) });
@@ -96,7 +97,7 @@ export async function chromiumMemory(bundle: string, threads = 1): Promise<Sessi
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const { port } = server.address() as AddressInfo;
   const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run'];
-  const browser = spawn(
+  const started = spawn(
     await unpackChromium(),
     [
       ...flags,
@@ -106,13 +107,14 @@ export async function chromiumMemory(bundle: string, threads = 1): Promise<Sessi
     ],
     { stdio: 'ignore' },
   );
-  const exited = new Promise((resolve) => browser.on('exit', resolve));
+  browser = started.pid ?? 0;
+  const exited = new Promise((resolve) => started.on('exit', resolve));
   const timer = setTimeout(finish, MOST_MS);
   try {
     await Promise.race([finished, exited]);
   } finally {
     clearTimeout(timer);
-    browser.kill();
+    started.kill();
     await exited;
     server.closeAllConnections();
     server.close();
@@ -137,27 +139,32 @@ interface Figures {
 }
 
 function figuresOf(pid: number): Figures {
-  const text = readFileSync(`/proc/${pid}/status`, 'utf8');
+  const text = contents(pid, 'status');
   const bytes = (key: string): number =>
     1024 * Number(new RegExp(`^${key}:\\s*(\\d+) kB`, 'm').exec(text)?.[1] ?? 0);
   return { resident: bytes('VmRSS'), peak: bytes('VmHWM'), files: bytes('RssFile') };
 }
 
-/** The process of the page: the largest renderer of the Chromium with this profile. */
-function rendererOf(profile: string): number {
-  const commands = readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name))
-    .flatMap((pid) => {
-      try {
-        return [{ pid: Number(pid), command: readFileSync(`/proc/${pid}/cmdline`, 'utf8') }];
-      } catch {
-        return []; // it has ended
-      }
-    });
-  const own = commands.filter(
-    ({ command }) => command.includes('--type=renderer') && command.includes(profile),
-  );
-  const [first] = own.toSorted((a, b) => figuresOf(b.pid).resident - figuresOf(a.pid).resident);
+/** The process of the page: the largest renderer that descends from a browser. */
+function rendererOf(browser: number): number {
+  const descends = (pid: number): boolean => {
+    if (pid <= 1) return false;
+    const parent = Number(/^PPid:\s*(\d+)/m.exec(contents(pid, 'status'))?.[1] ?? 0);
+    return parent === browser || descends(parent);
+  };
+  const own = readdirSync('/proc')
+    .map(Number)
+    .filter((pid) => contents(pid, 'cmdline').includes('--type=renderer') && descends(pid));
+  const [first] = own.toSorted((a, b) => figuresOf(b).resident - figuresOf(a).resident);
   if (first === undefined) throw new Error('Chromium runs no page.');
-  return first.pid;
+  return first;
+}
+
+/** A file about a process; empty when the process has ended. */
+function contents(pid: number, file: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/${file}`, 'utf8');
+  } catch {
+    return '';
+  }
 }

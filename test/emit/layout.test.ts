@@ -61,7 +61,7 @@ test('constants that share their storage are placed once', () => {
 });
 
 test('the buffer is cut into chunks that tensors may span, each with its own hash', async () => {
-  // 20 MiB in three tensors: an eighth is 2.5 MiB a chunk, so eight chunks
+  // 20 MiB in three tensors: a sixteenth is 1.25 MiB a chunk, so sixteen chunks
   const weights = {
     a: floats(3 * 2 ** 20),
     b: floats(2 ** 20 - 7, 0.5),
@@ -71,10 +71,10 @@ test('the buffer is cut into chunks that tensors may span, each with its own has
   const files = new MemoryFiles();
   files.makeDirectory('out');
   const { files: written } = await writeWeights(files, 'out', layout, silent);
-  assert.equal(layout.chunkBytes, 2.5 * 2 ** 20);
+  assert.equal(layout.chunkBytes, 1.25 * 2 ** 20);
   assert.deepEqual(
     written.map(({ path }) => path),
-    Array.from({ length: 8 }, (_, i) => `weights-0${i}.bin`),
+    Array.from({ length: 16 }, (_, i) => `weights-${String(i).padStart(2, '0')}.bin`),
   );
   for (const { path, bytes, sha256 } of written) {
     const content = files.read(`out/${path}`, 0, bytes);
@@ -139,6 +139,9 @@ test('an abort or a failing read leaves no chunk half-written', async () => {
   const stopped = writeWeights(files, '', layout, { progress, signal: controller.signal });
   await assert.rejects(stopped, /stop/);
   const before = [...files.contents.keys()];
-  // 4 MiB were written when the abort came: two whole chunks of 1.5 MiB, and nothing of the third
-  assert.deepEqual(before, ['weights-00.bin', 'weights-01.bin']);
+  // 4 MiB were written when the abort came: four whole chunks of 1 MiB, and nothing of the fifth
+  assert.deepEqual(
+    before,
+    [0, 1, 2, 3].map((i) => `weights-0${i}.bin`),
+  );
 });
