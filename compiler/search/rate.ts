@@ -37,6 +37,8 @@ export interface UnitRatings {
 const SAMPLED_VALUES = 1 << 15;
 /** Rows at least. */
 const SAMPLED_ROWS = 64;
+/** Inputs beyond which a Hessian is used in blocks of so many: its factors grow with the cube. */
+const LARGE_COLUMNS = 768;
 
 /**
  * Rates formats.
@@ -57,13 +59,14 @@ export function rateFormats(
   const energy = energyOf(values, sample, statistics, algebra);
   const norm = values.reduce((sum, value) => sum + value * value, 0);
   const known = { ...statistics, prepared: new Map() };
+  const block = rows.columns > LARGE_COLUMNS ? { blockDiagonal: LARGE_COLUMNS } : {};
   const ratings = formats.map((format): Rating => {
     throwIfAborted(signal);
     if (format.kind === 'float') {
       const error = format.dtype === 'f16' ? halfError(values) / Math.max(norm, 1e-300) : 0;
       return { format, outputError: error, weightError: error };
     }
-    const quick: RoundingMethod = { ...method, sweeps: 0 };
+    const quick: RoundingMethod = { ...method, sweeps: 0, ...block };
     const { loss, relativeError } = roundUnit(sample, format, quick, known, algebra);
     return {
       format,

@@ -31,8 +31,8 @@ export interface Row {
   readonly tier: Tier;
   /** Relative squared error of the unit's output, `tr(E H Eᵀ) / tr(W H Wᵀ)`. */
   readonly outputError: number;
-  /** Relative squared error of the weights, `‖E‖² / ‖W‖²`. */
-  readonly weightError: number;
+  /** Relative squared error of the weights, `‖E‖² / ‖W‖²`; not in files. */
+  readonly weightError?: number;
   /** Bytes in the bundle: codes, scales, zero points, tables and their alignment. */
   readonly bytesDownload: number;
   /** Bytes in memory while it runs. */
@@ -160,9 +160,9 @@ export function solverView(table: SensitivityTable, scale: number = 1): SolverVi
 interface StoredUnit {
   readonly options: readonly string[];
   readonly klProxy: readonly number[];
-  readonly kl: readonly (number | null)[];
+  /** Absent where nothing was measured. */
+  readonly kl?: readonly (number | null)[];
   readonly outputError: readonly number[];
-  readonly weightError: readonly number[];
   readonly bytes: readonly number[];
   /** Absent where it is `bytes`. */
   readonly resident?: readonly number[];
@@ -192,9 +192,10 @@ function storedUnit(rows: readonly Row[], target: string): StoredUnit {
   return {
     options: kept.map(({ option }) => option),
     klProxy: kept.map(({ klProxy }) => short(klProxy)),
-    kl: kept.map(({ kl }) => (kl === undefined ? null : short(kl))),
+    ...(kept.every(({ kl }) => kl === undefined)
+      ? {}
+      : { kl: kept.map(({ kl }) => (kl === undefined ? null : short(kl))) }),
     outputError: kept.map(({ outputError }) => short(outputError)),
-    weightError: kept.map(({ weightError }) => short(weightError)),
     bytes: kept.map(({ bytesDownload }) => bytesDownload),
     ...(kept.every((row) => row.bytesDownload === row.bytesResident) ? {} : { resident }),
     us: kept.map(({ decodeUs }) => short(decodeUs[target] ?? 0)),
@@ -256,7 +257,7 @@ export function decodeTable(bytes: Uint8Array, place: string): SensitivityTable 
 function rowsFrom(unit: UnitFacts & StoredUnit, target: string, isPaired: boolean): Row[] {
   const at = (list: readonly (number | null)[], index: number): number => list[index] ?? 0;
   return unit.options.map((option, i): Row => {
-    const kl = unit.kl[i] ?? undefined;
+    const kl = unit.kl?.[i] ?? undefined;
     return {
       unit: unit.name,
       option,
@@ -264,7 +265,6 @@ function rowsFrom(unit: UnitFacts & StoredUnit, target: string, isPaired: boolea
       ...(kl === undefined ? {} : { kl }),
       tier: kl === undefined ? 0 : isPaired ? 2 : 1,
       outputError: at(unit.outputError, i),
-      weightError: at(unit.weightError, i),
       bytesDownload: at(unit.bytes, i),
       bytesResident: at(unit.resident ?? unit.bytes, i),
       decodeUs: { [target]: at(unit.us, i) },
@@ -283,7 +283,7 @@ function problemOf(value: Readonly<Record<string, unknown>>): string | undefined
   for (const unit of units) {
     if (!isObject(unit) || typeof unit['name'] !== 'string') return 'a unit has no name';
     const { options, klProxy, bytes, name } = unit;
-    const lists: readonly unknown[] = [options, klProxy, bytes, unit['us'], unit['kl']];
+    const lists: readonly unknown[] = [options, klProxy, bytes, unit['us'], unit['kl'] ?? klProxy];
     if (!lists.every((list): list is unknown[] => Array.isArray(list)))
       return `unit "${name}" lacks options, errors, bytes or times`;
     const [names, ...figures] = lists;
