@@ -3,8 +3,8 @@
  * runtime/wasm/kernels/abi.ts ("weight formats"); this is their maths, tile by tile, so that a matrix
  * is packed while it is written and never in memory twice.
  *
- *   codes [N, rowBytes] -> tiles of 16 rows: 4 inputs of each of 16 rows are 64 neighbouring codes
- *   scales [N, groups]  -> [tile][group][16 rows]
+ *   codes [N, rowBytes], scales and zeros [N, groups]  ->  tiles of 16 rows x K inputs, each
+ *   [group][scales of 16 rows | zeros | blocks of codes: 4 inputs of each of 16 rows are 64 neighbours]
  */
 import { floatToHalf, fromHalfArray, halfToFloat, toHalfArray } from '../../runtime/half.ts';
 import { bytesOf } from '../../runtime/tensor.ts';
@@ -29,6 +29,16 @@ export interface CodePacking {
   readonly block: number;
   /** Blocks that share a scale. */
   readonly groupBlocks: number;
+}
+
+/** The parts of a matrix of codes, [rows, ...] each. */
+export interface CodeParts {
+  /** Packed as `quant/pack.ts` says, [rows, packedRowBytes(bits, columns)]. */
+  readonly codes: Weight;
+  /** f16 [rows, groups]. */
+  readonly scales: Weight;
+  /** Packed as `quant/pack.ts` says, [rows, packedRowBytes(bits, groups)]; none: codes are symmetric. */
+  readonly zeros?: Weight | undefined;
 }
 
 /** Bits that one code takes in a format. */
@@ -77,17 +87,46 @@ export function groupsOf({ columns, block, groupBlocks }: CodePacking): number {
   return Math.ceil(Math.ceil(columns / block) / groupBlocks);
 }
 
-/** Bytes of the codes of one tile. */
-export function tileBytes({ columns, format, block }: CodePacking): number {
-  const padded = Math.ceil(columns / block) * block;
-  return (padded * TILE_ROWS * (bitsOf.get(format) ?? 8)) / 8;
+/** Bytes in front of the codes of a group: its scales, and its zero points. */
+export function headBytes(asymmetric: boolean): number {
+  return TILE_ROWS * (asymmetric ? 3 : 2);
 }
 
-/** The packed codes of a matrix, made when they are read. */
-export function packedCodes(codes: Weight, packing: CodePacking): Weight {
+/** Bytes of the codes of one block of a tile. */
+function blockBytes({ format, block }: CodePacking): number {
+  return (block * TILE_ROWS * (bitsOf.get(format) ?? 8)) / 8;
+}
+
+/** Bytes of one tile. */
+export function tileBytes(packing: CodePacking, asymmetric: boolean): number {
+  const { columns, block } = packing;
+  const blocks = Math.ceil(columns / block);
+  return groupsOf(packing) * headBytes(asymmetric) + blocks * blockBytes(packing);
+}
+
+/** The packed form of a matrix, made when it is read. */
+export function packedMatrix(parts: CodeParts, packing: CodePacking): Weight {
   const tiles = Math.ceil(packing.rows / TILE_ROWS);
-  const bytes = tileBytes(packing);
-  return byTile(tiles, bytes, (tile, into) => packTile(codes, packing, tile, into));
+  return byTile(tiles, tileBytes(packing, parts.zeros !== undefined), (tile, into) => {
+    const first = tile * TILE_ROWS;
+    const part = { first, count: Math.min(TILE_ROWS, packing.rows - first), into };
+    packCodes(parts, packing, part);
+    packScales(parts, packing, part);
+    packZeros(parts, packing, part);
+  });
+}
+
+/** Rows that become a tile. */
+interface TilePart {
+  readonly first: number;
+  readonly count: number;
+  readonly into: Uint8Array;
+}
+
+/** Where each group of a tile starts. */
+function groupStarts(packing: CodePacking, asymmetric: boolean): number[] {
+  const bytes = headBytes(asymmetric) + packing.groupBlocks * blockBytes(packing);
+  return Array.from({ length: groupsOf(packing) }, (_, group) => group * bytes);
 }
 
 /** Zero-point shift of a format that stores codes of fewer bits than it could. */
@@ -95,25 +134,29 @@ function codeShift({ bits, format }: CodePacking): number {
   return bits === 3 && format === abi.W4 ? 4 : 0;
 }
 
-function packTile(codes: Weight, packing: CodePacking, tile: number, into: Uint8Array): void {
-  const { rows, columns, bits, format, block } = packing;
+function packCodes(
+  { codes, zeros }: CodeParts,
+  packing: CodePacking,
+  { first, count, into }: TilePart,
+): void {
+  const { columns, bits, format, block, groupBlocks } = packing;
   const rowBytes = packedRowBytes(bits, columns);
-  const first = tile * TILE_ROWS;
-  const count = Math.min(TILE_ROWS, rows - first);
   const stored = codes.bytes(first * rowBytes, count * rowBytes);
   const loose = new Uint8Array(columns);
   const shift = codeShift(packing);
+  const head = headBytes(zeros !== undefined);
   // bits side by side in a byte (w3 keeps its third bit elsewhere), and how many fours share one, as a power of 2
   const width = format === abi.W8 ? 8 : format === abi.W4 || format === abi.C4 ? 4 : 2;
   const fours = width === 8 ? 0 : width === 4 ? 1 : 2;
   const mask = 2 ** width - 1;
-  const blockBytes = (block * TILE_ROWS * (bitsOf.get(format) ?? 8)) / 8;
+  const bytes = blockBytes(packing);
   for (let row = 0; row < count; row++) {
     unpackRow(stored, bits, columns, loose, row * rowBytes);
     const lane = (row >> 2) * 16 + (row & 3) * 4;
     // four inputs at a time: they are neighbours in every format
     for (let k = 0; k < columns; k += 4) {
-      const base = Math.floor(k / block) * blockBytes + lane;
+      const b = Math.floor(k / block);
+      const base = (Math.floor(b / groupBlocks) + 1) * head + b * bytes + lane;
       const four = (k % block) >> 2;
       const end = Math.min(4, columns - k);
       const at = base + 64 * (four >> fours);
@@ -128,49 +171,41 @@ function packTile(codes: Weight, packing: CodePacking, tile: number, into: Uint8
   }
 }
 
-/**
- * Scales in the order of the kernels; rows of padding get 0.
- *
- * @param scales - f16 [rows, groups]
- */
-export function packedScales(scales: Weight, packing: CodePacking): Weight {
+/** Rows of padding get 0. */
+function packScales(
+  { scales, zeros }: CodeParts,
+  packing: CodePacking,
+  { first, count, into }: TilePart,
+): void {
   const groups = groupsOf(packing);
-  const tiles = Math.ceil(packing.rows / TILE_ROWS);
-  return byTile(tiles, groups * TILE_ROWS * 2, (tile, into) => {
-    const first = tile * TILE_ROWS;
-    const count = Math.min(TILE_ROWS, packing.rows - first);
-    const stored = scales.bytes(first * groups * 2, count * groups * 2);
-    for (let row = 0; row < count; row++)
-      for (let group = 0; group < groups; group++) {
-        const from = (row * groups + group) * 2;
-        const to = (group * TILE_ROWS + row) * 2;
-        into[to] = stored[from] ?? 0;
-        into[to + 1] = stored[from + 1] ?? 0;
-      }
-  });
+  const starts = groupStarts(packing, zeros !== undefined);
+  const stored = scales.bytes(first * groups * 2, count * groups * 2);
+  for (let row = 0; row < count; row++)
+    starts.forEach((start, group) => {
+      const from = (row * groups + group) * 2;
+      into[start + row * 2] = stored[from] ?? 0;
+      into[start + row * 2 + 1] = stored[from + 1] ?? 0;
+    });
 }
 
-/**
- * Zero points in the order of the kernels, one byte each.
- *
- * @param zeros - packed as `quant/pack.ts` says, [rows, packedRowBytes(bits, groups)]
- */
-export function packedZeros(zeros: Weight, packing: CodePacking): Weight {
+function packZeros(
+  { zeros }: CodeParts,
+  packing: CodePacking,
+  { first, count, into }: TilePart,
+): void {
+  if (zeros === undefined) return;
   const groups = groupsOf(packing);
   const rowBytes = packedRowBytes(packing.bits, groups);
-  const tiles = Math.ceil(packing.rows / TILE_ROWS);
+  const starts = groupStarts(packing, true);
   const shift = codeShift(packing);
-  return byTile(tiles, groups * TILE_ROWS, (tile, into) => {
-    const first = tile * TILE_ROWS;
-    const count = Math.min(TILE_ROWS, packing.rows - first);
-    const stored = zeros.bytes(first * rowBytes, count * rowBytes);
-    const loose = new Uint8Array(groups);
-    for (let row = 0; row < count; row++) {
-      unpackRow(stored, packing.bits, groups, loose, row * rowBytes);
-      for (let group = 0; group < groups; group++)
-        into[group * TILE_ROWS + row] = (loose[group] ?? 0) + shift;
-    }
-  });
+  const stored = zeros.bytes(first * rowBytes, count * rowBytes);
+  const loose = new Uint8Array(groups);
+  for (let row = 0; row < count; row++) {
+    unpackRow(stored, packing.bits, groups, loose, row * rowBytes);
+    starts.forEach((start, group) => {
+      into[start + 2 * TILE_ROWS + row] = (loose[group] ?? 0) + shift;
+    });
+  }
 }
 
 /**

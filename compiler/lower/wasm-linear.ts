@@ -10,6 +10,7 @@ import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import type { Dim } from '../ir/dim.ts';
 import { multiplyDims } from '../ir/dim.ts';
 import type { Node, Value } from '../ir/graph.ts';
+import type { Weight } from '../ir/weight.ts';
 import { isDequantize, readDequantize } from '../ops/quantized.ts';
 import { dequantizeMatrix } from '../quant/matrix.ts';
 import { codebookFormat, integerFormat } from '../quant/formats.ts';
@@ -21,10 +22,8 @@ import {
   floatsOf,
   halvesOf,
   packedCodebook,
-  packedCodes,
   packedFloats,
-  packedScales,
-  packedZeros,
+  packedMatrix,
 } from './pack-weights.ts';
 import type { Address, Step, Word } from './plan.ts';
 import { addressOf } from './plan.ts';
@@ -40,8 +39,7 @@ export type PackedMatrix =
       readonly n: number;
       readonly k: number;
       readonly codes: Address;
-      readonly scales: Address;
-      readonly zeros: Word;
+      readonly asymmetric: boolean;
       readonly codebook: Word;
     }
   | {
@@ -170,26 +168,46 @@ function packIntegers(lowering: Lowering, node: Node): PackedMatrix | undefined 
       ? integerFormat(bits as CodeBits, size, zeros === undefined)
       : codebookFormat(group)
   ).name;
-  const part = (
-    value: Value,
-    make: (from: NonNullable<Value['weight']>) => NonNullable<Value['weight']>,
-  ): Address => {
-    const { weight } = value;
-    if (weight === undefined) throw new Unsupported(`"${value.name}" is no constant`);
-    const key = `packed ${lowering.idOf(weight)} ${rows} ${columns} ${bits} ${group}`;
-    return addressOf(lowering.weight(key, value.name, () => ({ weight: make(weight), format })));
+  const parts = {
+    codes: constantOf(codes),
+    scales: constantOf(scales),
+    zeros: zeros === undefined ? undefined : constantOf(zeros),
   };
+  const ids = Object.values(parts).map((part) => (part === undefined ? 0 : lowering.idOf(part)));
+  const key = `packed ${ids.join(' ')} ${rows} ${columns} ${bits} ${group}`;
+  const matrix = lowering.weight(key, codes.name, () => ({
+    weight: packedMatrix(parts, packing),
+    format,
+  }));
   return {
     kind: 'integer',
     packing,
     n: rows,
     k: columns,
-    codes: part(codes, (weight) => packedCodes(weight, packing)),
-    scales: part(scales, (weight) => packedScales(weight, packing)),
-    zeros: zeros === undefined ? 0 : part(zeros, (weight) => packedZeros(weight, packing)),
-    codebook:
-      codebook === undefined ? 0 : part(codebook, (weight) => packedCodebook(weight, packing)),
+    codes: addressOf(matrix),
+    asymmetric: zeros !== undefined,
+    codebook: codebook === undefined ? 0 : packedBook(lowering, codebook, packing, format),
   };
+}
+
+function packedBook(
+  lowering: Lowering,
+  codebook: Value,
+  packing: CodePacking,
+  format: string,
+): Address {
+  const weight = constantOf(codebook);
+  const key = `codebook ${lowering.idOf(weight)} ${packing.rows}`;
+  const make = (): { weight: Weight; format: string } => ({
+    weight: packedCodebook(weight, packing),
+    format,
+  });
+  return addressOf(lowering.weight(key, codebook.name, make));
+}
+
+function constantOf({ name, weight }: Value): Weight {
+  if (weight === undefined) throw new Unsupported(`"${name}" is no constant`);
+  return weight;
 }
 
 /** Codes in a form that no kernel multiplies: stored as halves. */
@@ -321,13 +339,11 @@ function emitProduct(
         BLOCK: packing.block,
         GROUPBLOCKS: packing.groupBlocks,
         W: matrix.codes,
-        SCALES: matrix.scales,
-        ZEROS: matrix.zeros,
+        ZEROS: matrix.asymmetric ? 1 : 0,
         CODEBOOK: matrix.codebook,
         ...words,
         W2: other?.codes ?? 0,
-        SCALES2: other?.scales ?? 0,
-        ZEROS2: other?.zeros ?? 0,
+        ZEROS2: other?.asymmetric === true ? 1 : 0,
         CODEBOOK2: other?.codebook ?? 0,
         BIAS2: lowering.optional(secondBias),
       },
@@ -463,8 +479,7 @@ export function lowerEmbedding(
         BLOCK: integer?.packing.block ?? 32,
         GROUPBLOCKS: integer?.packing.groupBlocks ?? 1,
         W: matrix.codes,
-        SCALES: integer?.scales ?? 0,
-        ZEROS: integer?.zeros ?? 0,
+        ZEROS: integer?.asymmetric === true ? 1 : 0,
         CODEBOOK: integer?.codebook ?? 0,
       },
       { why: `${matrix.codes.buffer.format} table` },
@@ -486,7 +501,6 @@ export function lowerEmbedding(
       BLOCK: 32,
       GROUPBLOCKS: 1,
       W: addressOf(buffer),
-      SCALES: 0,
       ZEROS: 0,
       CODEBOOK: 0,
     },

@@ -6,31 +6,66 @@ import {
   codePacking,
   groupsOf,
   packedCodebook,
-  packedCodes,
   packedFloats,
-  packedScales,
-  packedZeros,
+  packedMatrix,
   tileBytes,
 } from '../../compiler/lower/pack-weights.ts';
 import { packRows } from '../../compiler/quant/pack.ts';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import { uniform } from '../support/random-values.ts';
 
-/** One code as the kernels' contract says (runtime/wasm/kernels/abi.ts), written out once more. */
-function codeAt(bytes: Uint8Array, packing: CodePacking, n: number, k: number): number {
-  const { columns, block: B, format } = packing;
-  const Kp = Math.ceil(columns / B) * B;
-  const [t, r, b, kb] = [n >> 4, n & 15, Math.floor(k / B), k % B];
-  const lane = (r >> 2) * 16 + (r & 3) * 4 + (kb & 3);
-  const byte = (at: number): number => bytes[at] ?? Number.NaN;
-  if (format === abi.W8) return byte(t * 16 * Kp + b * 16 * B + (kb >> 2) * 64 + lane);
-  if (format === abi.W4)
-    return (byte(t * 8 * Kp + b * 8 * B + (kb >> 3) * 64 + lane) >> (4 * ((kb >> 2) & 1))) & 15;
-  if (format === abi.W2)
-    return (byte(t * 4 * Kp + b * 4 * B + (kb >> 4) * 64 + lane) >> (2 * ((kb >> 2) & 3))) & 3;
-  const start = t * 6 * Kp + b * 192;
-  const low = (byte(start + (kb >> 4) * 64 + lane) >> (2 * ((kb >> 2) & 3))) & 3;
-  return low | (((byte(start + 128 + lane) >> (kb >> 2)) & 1) << 2);
+function u8(data: Uint8Array<ArrayBuffer>): Weight {
+  return Weight.of({ dtype: 'u8', shape: [data.length], data });
+}
+
+/** A packed matrix as the kernels' contract says (runtime/wasm/kernels/abi.ts), written out once more. */
+class Packed {
+  readonly bytes: Uint8Array;
+  private readonly packing: CodePacking;
+  private readonly head: number;
+
+  constructor(bytes: Uint8Array, packing: CodePacking, asymmetric: boolean) {
+    this.bytes = bytes;
+    this.packing = packing;
+    this.head = asymmetric ? 48 : 32;
+  }
+
+  /** Where group `g` of a tile starts. */
+  private start(tile: number, g: number): number {
+    const { columns, block, groupBlocks } = this.packing;
+    const blocks = Math.ceil(columns / block);
+    const groups = Math.ceil(blocks / groupBlocks);
+    const tileBytes = groups * this.head + blocks * this.blockBytes;
+    return tile * tileBytes + g * (this.head + groupBlocks * this.blockBytes);
+  }
+
+  private get blockBytes(): number {
+    const { block, format } = this.packing;
+    const bits = { [abi.W8]: 8, [abi.W4]: 4, [abi.W3]: 3, [abi.W2]: 2 }[format] ?? 0;
+    return 2 * block * bits;
+  }
+
+  code(n: number, k: number): number {
+    const { block, format, groupBlocks } = this.packing;
+    const [r, b, kb] = [n & 15, Math.floor(k / block), k % block];
+    const g = Math.floor(b / groupBlocks);
+    const lane = (r >> 2) * 16 + (r & 3) * 4 + (kb & 3);
+    const at = this.start(n >> 4, g) + this.head + (b - g * groupBlocks) * this.blockBytes + lane;
+    const byte = (offset: number): number => this.bytes[at + offset] ?? Number.NaN;
+    if (format === abi.W8) return byte((kb >> 2) * 64);
+    if (format === abi.W4) return (byte((kb >> 3) * 64) >> (4 * ((kb >> 2) & 1))) & 15;
+    const low = (byte((kb >> 4) * 64) >> (2 * ((kb >> 2) & 3))) & 3;
+    return format === abi.W2 ? low : low | (((byte(128) >> (kb >> 2)) & 1) << 2);
+  }
+
+  scale(n: number, g: number): number {
+    const view = new DataView(this.bytes.buffer, this.bytes.byteOffset);
+    return view.getUint16(this.start(n >> 4, g) + 2 * (n & 15), true);
+  }
+
+  zero(n: number, g: number): number {
+    return this.bytes[this.start(n >> 4, g) + 32 + (n & 15)] ?? Number.NaN;
+  }
 }
 
 const cases: readonly (readonly [bits: number, group: number, rows: number, columns: number])[] = [
@@ -47,59 +82,64 @@ const cases: readonly (readonly [bits: number, group: number, rows: number, colu
 ];
 
 for (const [bits, group, rows, columns] of cases)
-  test(`${bits} bits in groups of ${group}, ${rows} x ${columns}: every code, scale and zero is where kernels look`, () => {
-    const next = uniform(bits * 1000 + group);
-    const random = (count: number, below: number): Uint8Array<ArrayBuffer> =>
-      Uint8Array.from({ length: count }, () => Math.floor(next() * below));
-    const packing = codePacking(rows, columns, bits, group);
-    assert.ok(typeof packing === 'object');
-    const groups = groupsOf(packing);
-    const codes = random(rows * columns, 2 ** bits);
-    const zeros = random(rows * groups, 2 ** bits);
-    const scales = Uint16Array.from({ length: rows * groups }, () => Math.floor(next() * 65536));
-    const u8 = (data: Uint8Array<ArrayBuffer>): Weight =>
-      Weight.of({ dtype: 'u8', shape: [data.length], data });
-    const packed = packedCodes(u8(packRows(codes, bits, rows, columns)), packing);
-    const tiles = Math.ceil(rows / 16);
-    assert.equal(packed.byteLength, tiles * tileBytes(packing));
-    const bytes = packed.bytes();
-    // 3 bits in blocks of 16 are stored as 4, whose middle is 8 instead of 4
-    const shift = bits === 3 && packing.format === abi.W4 ? 4 : 0;
-    const laidScales = packedScales(
-      Weight.of({ dtype: 'f16', shape: [rows, groups], data: scales }),
-      packing,
-    ).bytes();
-    const laidZeros = packedZeros(u8(packRows(zeros, bits, rows, groups)), packing).bytes();
-    const scaleView = new DataView(laidScales.buffer, laidScales.byteOffset);
-    for (let n = 0; n < rows; n++) {
-      for (let k = 0; k < columns; k++)
-        assert.equal(codeAt(bytes, packing, n, k), (codes[n * columns + k] ?? 0) + shift);
-      for (let g = 0; g < groups; g++) {
-        const at = ((n >> 4) * groups + g) * 16 + (n & 15);
-        assert.equal(scaleView.getUint16(at * 2, true), scales[n * groups + g]);
-        assert.equal(laidZeros[at], (zeros[n * groups + g] ?? 0) + shift);
+  for (const asymmetric of [false, true])
+    test(`${bits} bits in groups of ${group}, ${rows} x ${columns}${asymmetric ? ', with zeros' : ''}: every code, scale and zero is where kernels look`, () => {
+      const next = uniform(bits * 1000 + group);
+      const random = (count: number, below: number): Uint8Array<ArrayBuffer> =>
+        Uint8Array.from({ length: count }, () => Math.floor(next() * below));
+      const packing = codePacking(rows, columns, bits, group);
+      assert.ok(typeof packing === 'object');
+      const groups = groupsOf(packing);
+      const codes = random(rows * columns, 2 ** bits);
+      const zeros = random(rows * groups, 2 ** bits);
+      const scales = Uint16Array.from({ length: rows * groups }, () => Math.floor(next() * 65536));
+      const parts = {
+        codes: u8(packRows(codes, bits, rows, columns)),
+        scales: Weight.of({ dtype: 'f16', shape: [rows, groups], data: scales }),
+        zeros: asymmetric ? u8(packRows(zeros, bits, rows, groups)) : undefined,
+      };
+      const weight = packedMatrix(parts, packing);
+      const tiles = Math.ceil(rows / 16);
+      assert.equal(weight.byteLength, tiles * tileBytes(packing, asymmetric));
+      const packed = new Packed(weight.bytes(), packing, asymmetric);
+      // 3 bits in blocks of 16 are stored as 4, whose middle is 8 instead of 4
+      const shift = bits === 3 && packing.format === abi.W4 ? 4 : 0;
+      for (let n = 0; n < rows; n++) {
+        for (let k = 0; k < columns; k++)
+          assert.equal(packed.code(n, k), (codes[n * columns + k] ?? 0) + shift);
+        for (let g = 0; g < groups; g++) {
+          assert.equal(packed.scale(n, g), scales[n * groups + g]);
+          if (asymmetric) assert.equal(packed.zero(n, g), (zeros[n * groups + g] ?? 0) + shift);
+        }
       }
-    }
-    // a group is as many blocks as the kernel believes
-    for (let k = 0; k < columns; k++)
-      assert.equal(
-        Math.floor(Math.floor(k / packing.block) / packing.groupBlocks),
-        group >= columns ? 0 : Math.floor(k / group),
-      );
-    // rows of padding have no scale
-    if (rows % 16 !== 0) assert.equal(scaleView.getUint16(laidScales.length - 2, true), 0);
-  });
+      // a group is as many blocks as the kernel believes
+      for (let k = 0; k < columns; k++)
+        assert.equal(
+          Math.floor(Math.floor(k / packing.block) / packing.groupBlocks),
+          group >= columns ? 0 : Math.floor(k / group),
+        );
+      // rows of padding have no scale
+      for (let n = rows; n < tiles * 16; n++)
+        for (let g = 0; g < groups; g++) assert.equal(packed.scale(n, g), 0);
+    });
 
 test('any part of a packed matrix is what the whole has there', () => {
   const packing = codePacking(40, 64, 4, 32);
   assert.ok(typeof packing === 'object');
   const codes = Uint8Array.from({ length: 40 * 32 }, (_, i) => (i * 97) & 255);
-  const packed = packedCodes(Weight.of({ dtype: 'u8', shape: [40, 32], data: codes }), packing);
+  const scales = Uint16Array.from({ length: 40 * 2 }, (_, i) => i * 257);
+  const packed = packedMatrix(
+    {
+      codes: Weight.of({ dtype: 'u8', shape: [40, 32], data: codes }),
+      scales: Weight.of({ dtype: 'f16', shape: [40, 2], data: scales }),
+    },
+    packing,
+  );
   const whole = packed.bytes();
   for (const [start, length] of [
     [0, 1],
-    [511, 2],
-    [512, 512],
+    [575, 2],
+    [576, 576],
     [700, 800],
     [whole.length - 1, 1],
   ] as const)

@@ -154,24 +154,42 @@ export const formatBits: Readonly<Record<IntegerFormat, number>> = {
   C4: 4,
 };
 
-/** Packs codes [N, K] into the layout that abi.ts states. */
-export function packCodes(
-  format: IntegerFormat,
-  codes: Numbers,
-  N: number,
-  K: number,
-  block: number,
-): Uint8Array {
-  const padded = Math.ceil(K / block) * block;
-  const bits = formatBits[format];
-  const packed = new Uint8Array((Math.ceil(N / 16) * 16 * padded * bits) / 8);
-  for (let n = 0; n < N; n++)
+/** A matrix of codes; scales are f16 bits and zeros bytes, [N, groups] each. */
+export interface CodeMatrix {
+  readonly format: IntegerFormat;
+  readonly N: number;
+  readonly K: number;
+  readonly block: number;
+  readonly groupBlocks: number;
+  readonly codes: Numbers;
+  readonly scales: Numbers;
+  readonly zeros?: Numbers | undefined;
+}
+
+/** Packs a matrix into the layout that abi.ts states. */
+export function packMatrix(matrix: CodeMatrix): Uint8Array {
+  const { format, N, K, block, groupBlocks, codes, scales, zeros } = matrix;
+  const blocks = Math.ceil(K / block);
+  const groups = Math.ceil(blocks / groupBlocks);
+  const head = zeros === undefined ? 32 : 48;
+  const blockBytes = 2 * block * formatBits[format];
+  const tileBytes = groups * head + blocks * blockBytes;
+  const packed = new Uint8Array(Math.ceil(N / 16) * tileBytes);
+  const view = new DataView(packed.buffer);
+  for (let n = 0; n < N; n++) {
+    const r = n & 15;
+    const tile = (n >> 4) * tileBytes;
+    for (let g = 0; g < groups; g++) {
+      const at = tile + g * (head + groupBlocks * blockBytes);
+      view.setUint16(at + r * 2, scales[n * groups + g] ?? 0, true);
+      if (zeros !== undefined) packed[at + 32 + r] = zeros[n * groups + g] ?? 0;
+    }
     for (let k = 0; k < K; k++) {
       const code = codes[n * K + k] ?? 0;
-      const r = n & 15;
       const kb = k % block;
+      const b = Math.floor(k / block);
       const lane = (r >> 2) * 16 + (r & 3) * 4 + (kb & 3);
-      const at = ((n >> 4) * 16 * padded + Math.floor(k / block) * 16 * block) * (bits / 8);
+      const at = tile + (Math.floor(b / groupBlocks) + 1) * head + b * blockBytes;
       const put = (offset: number, shift: number, value: number): void => {
         packed[at + offset + lane] = (packed[at + offset + lane] ?? 0) | (value << shift);
       };
@@ -180,15 +198,7 @@ export function packCodes(
       else put((kb >> 4) * 64, 2 * ((kb >> 2) & 3), code & 3);
       if (format === 'W3') put(128, kb >> 2, code >> 2);
     }
-  return packed;
-}
-
-/** Rearranges per-group values [N, groups] into [tile][group][16 rows], padding rows 0. */
-export function packGroups(values: Numbers, N: number, groups: number): number[] {
-  const packed = Array.from({ length: Math.ceil(N / 16) * 16 * groups }, () => 0);
-  for (let n = 0; n < N; n++)
-    for (let g = 0; g < groups; g++)
-      packed[((n >> 4) * groups + g) * 16 + (n & 15)] = values[n * groups + g] ?? 0;
+  }
   return packed;
 }
 

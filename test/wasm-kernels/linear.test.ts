@@ -10,8 +10,7 @@ import {
   formatId,
   hostVariants,
   noise,
-  packCodes,
-  packGroups,
+  packMatrix,
 } from '../support/kernels.ts';
 
 const f = Math.fround;
@@ -99,13 +98,11 @@ function place(
   bench: KernelBench,
   c: Case,
   m: Matrix,
-): { W: number; SCALES: number; ZEROS: number; CODEBOOK: number } {
-  const { groups } = sizes(c);
-  const scales = Uint16Array.from(packGroups(m.scales, c.N, groups), floatToHalf);
+): { W: number; ZEROS: number; CODEBOOK: number } {
+  const scales = Uint16Array.from(m.scales, floatToHalf);
   return {
-    W: bench.bytes(packCodes(c.format, m.codes, c.N, c.K, c.block)),
-    SCALES: bench.halves(scales),
-    ZEROS: m.zeros === undefined ? 0 : bench.bytes(packGroups(m.zeros, c.N, groups)),
+    W: bench.bytes(packMatrix({ ...c, ...m, scales })),
+    ZEROS: m.zeros === undefined ? 0 : 1,
     CODEBOOK: m.book === undefined ? 0 : bench.bytes(m.book),
   };
 }
@@ -218,7 +215,6 @@ for (const variant of await hostVariants())
       RESIDUAL: y,
       RESIDUALROW: c.N * 4,
       W2: second.W,
-      SCALES2: second.SCALES,
       BIAS2: bench.floats(bias2),
     });
     const got = bench.readFloats(y, rows * c.N);

@@ -6,7 +6,7 @@ import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import type { KernelVariant, ThreadedKernelExports } from '../../runtime/wasm/module.ts';
 import { compileKernels, instantiateKernels } from '../../runtime/wasm/module.ts';
 import { floatBits } from '../../runtime/wasm/step.ts';
-import { KernelBench, hostVariants, noise, packCodes, stepOf } from '../support/kernels.ts';
+import { KernelBench, hostVariants, noise, packMatrix, stepOf } from '../support/kernels.ts';
 
 /** A small network over every way work is split; returns its steps and its result's place. */
 function network(bench: KernelBench): { steps: Int32Array[]; result: number; count: number } {
@@ -18,7 +18,8 @@ function network(bench: KernelBench): { steps: Int32Array[]; result: number; cou
   const a = bench.allot(S * N * 4);
   const result = bench.allot(S * N * 4);
   const codes = Uint8Array.from(noise(N * K, 2), (v) => Math.floor((v + 1) * 8));
-  const scales = bench.halves(new Uint16Array(Math.ceil(N / 16) * 16 * 2).fill(0x2800));
+  const scales = new Uint16Array(N * 2).fill(0x2800);
+  const matrix = { format: 'W4', N, K, block: 32, groupBlocks: 1, codes, scales } as const;
   return {
     result,
     count: S * N,
@@ -44,8 +45,7 @@ function network(bench: KernelBench): { steps: Int32Array[]; result: number; cou
         FORMAT: abi.W4,
         BLOCK: 32,
         GROUPBLOCKS: 1,
-        W: bench.bytes(packCodes('W4', codes, N, K, 32)),
-        SCALES: scales,
+        W: bench.bytes(packMatrix(matrix)),
         ACTIVATION: abi.ACT_GELU,
       }),
       stepOf('ATTENTION', {

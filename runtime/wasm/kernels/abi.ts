@@ -21,7 +21,7 @@
  */
 
 /** Version of everything in this file; the first word of a plan. */
-export const ABI_VERSION = 2;
+export const ABI_VERSION = 3;
 /** Bytes at the bottom of memory that belong to the kernels. */
 export const RESERVED_BYTES = 4096;
 /** Working memory of one thread, reserved by the plan at PLAN_SCRATCH for each of its threads. */
@@ -52,15 +52,17 @@ export const PATCH_WORDS = 5;
 // rounded up to B, blocks = Kp / B; block b = k / B, position kb = k % B. N is padded to 16 rows.
 // lane(kb) = (r >> 2) * 16 + (r & 3) * 4 + (kb & 3): 16 rows x 4 inputs are 64 bytes.
 //   F32, F16  [tile][k = 0..K-1][16 rows], no padding of K
-//   W8  code bytes: tile * 16*Kp + b * 16*B + (kb >> 2) * 64 + lane
-//   W4, C4          tile *  8*Kp + b *  8*B + (kb >> 3) * 64 + lane, bits 4*((kb >> 2) & 1)
-//   W2              tile *  4*Kp + b *  4*B + (kb >> 4) * 64 + lane, bits 2*((kb >> 2) & 3)
-//   W3  B = 32 only: tile * 6*Kp + b * 192, its first 128 bytes as W2 (low 2 bits of the code),
-//       then 64 bytes at 128 + lane, bit kb >> 2 (high bit). (Store w3 with groups of 16 as W4.)
+// The integer formats are one stream, tile after tile: everything of a tile is read in order, which is what
+// memory is fastest at. A tile is its groups, GROUPBLOCKS blocks each (the last one what is left of them):
+//   scales f16 [16 rows] | zeros u8 [16 rows], unless symmetric | codes of each block:
+//   W8      (kb >> 2) * 64 + lane, a byte each
+//   W4, C4  (kb >> 3) * 64 + lane, bits 4*((kb >> 2) & 1)
+//   W2      (kb >> 4) * 64 + lane, bits 2*((kb >> 2) & 3)
+//   W3      B = 32 only: 128 bytes as W2 (low 2 bits of the code), then 64 bytes at 128 + lane, bit kb >> 2
+//           (high bit). (Store w3 with groups of 16 as W4.)
 // Codes are unsigned; value = (code - zero) * scale. Codes of padding (k >= K, n >= N) may be anything
-// (write 0); scales of padding rows must be 0.
-//   SCALES  f16 [tile][group][16 rows];   group = b / GROUPBLOCKS, groups = ceil(blocks / GROUPBLOCKS)
-//   ZEROS   u8  [tile][group][16 rows], or absent: 2^(bits-1) (W8 128, W4 8, W3 4, W2 2; C4 64)
+// (write 0); scales of padding rows must be 0. ZEROS says whether there are zero points (1) or not (0): then they are
+// 2^(bits-1) (W8 128, W4 8, W3 4, W2 2; C4 64).
 //   CODEBOOK (C4): u8 [tile][16], entry + 64: entries are -64..63, so that operands have 7 bits.
 // Group 16 -> BLOCK 16, GROUPBLOCKS 1; 32/64/128 -> BLOCK 32, GROUPBLOCKS 1/2/4; per channel ->
 // BLOCK 32, GROUPBLOCKS = blocks. Other multiples of 16 or 32 likewise.
@@ -144,23 +146,21 @@ export const LINEAR_FORMAT = 8;
 export const LINEAR_BLOCK = 9;
 export const LINEAR_GROUPBLOCKS = 10;
 export const LINEAR_W = 11;
-export const LINEAR_SCALES = 12;
-export const LINEAR_ZEROS = 13;
-export const LINEAR_CODEBOOK = 14;
+export const LINEAR_ZEROS = 12;
+export const LINEAR_CODEBOOK = 13;
 /** f32 [N], or 0. */
-export const LINEAR_BIAS = 15;
-export const LINEAR_ACTIVATION = 16;
-export const LINEAR_ALPHA = 17;
-export const LINEAR_BETA = 18;
-export const LINEAR_RESIDUAL = 19;
-export const LINEAR_RESIDUALROW = 20;
+export const LINEAR_BIAS = 14;
+export const LINEAR_ACTIVATION = 15;
+export const LINEAR_ALPHA = 16;
+export const LINEAR_BETA = 17;
+export const LINEAR_RESIDUAL = 18;
+export const LINEAR_RESIDUALROW = 19;
 /** The second matrix of a gated pair, or 0. */
-export const LINEAR_W2 = 21;
-export const LINEAR_SCALES2 = 22;
-export const LINEAR_ZEROS2 = 23;
-export const LINEAR_CODEBOOK2 = 24;
-export const LINEAR_BIAS2 = 25;
-export const LINEAR_END = 26;
+export const LINEAR_W2 = 20;
+export const LINEAR_ZEROS2 = 21;
+export const LINEAR_CODEBOOK2 = 22;
+export const LINEAR_BIAS2 = 23;
+export const LINEAR_END = 24;
 
 // --- DENSE: f32 activations [ROWS, K] x F32 or F16 weights, the same epilogue ---
 export const DENSE = 3;
@@ -185,7 +185,7 @@ export const DENSE_END = 19;
 
 // --- EMBED: rows of a packed table. ids [ROWS] -> y f32 [ROWS, K] * MULTIPLY ---
 // Any weight format; N = rows of the table (ids outside 0..N-1 are clamped, negative ones count
-// from the end). W, SCALES, ZEROS, CODEBOOK, BLOCK, GROUPBLOCKS as in LINEAR, so a tied head shares them.
+// from the end). W, ZEROS, CODEBOOK, BLOCK, GROUPBLOCKS as in LINEAR, so a tied head shares them.
 export const EMBED = 4;
 export const EMBED_IDS = 2;
 /** TYPE_I32 or TYPE_I64. */
@@ -198,12 +198,11 @@ export const EMBED_FORMAT = 8;
 export const EMBED_BLOCK = 9;
 export const EMBED_GROUPBLOCKS = 10;
 export const EMBED_W = 11;
-export const EMBED_SCALES = 12;
-export const EMBED_ZEROS = 13;
-export const EMBED_CODEBOOK = 14;
+export const EMBED_ZEROS = 12;
+export const EMBED_CODEBOOK = 13;
 /** f32 bits; 1.0 for none. */
-export const EMBED_MULTIPLY = 15;
-export const EMBED_END = 16;
+export const EMBED_MULTIPLY = 14;
+export const EMBED_END = 15;
 
 // --- NORM: t = x (+ SKIP + SKIPBIAS); y = norm(t) * GAIN + BIAS over N; SUM receives t ---
 // ROWS x HEADS rows of N: row (i, h) of X is at X + i*XROW + h*N*4, of Y at Y + i*YROW + h*N*4 (HEADS 1

@@ -14,7 +14,6 @@ import {
   EMBED_MULTIPLY,
   EMBED_N,
   EMBED_ROWS,
-  EMBED_SCALES,
   EMBED_W,
   EMBED_Y,
   EMBED_ZEROS,
@@ -29,7 +28,7 @@ import {
   W8,
 } from './abi.ts';
 import { address, float, shareStart, word } from './core.ts';
-import { tileBytes16 } from './linear.ts';
+import { SCALE_BYTES, blockBytes, headBytes } from './tile-common.ts';
 
 /** Row of an id: negative ones count from the end, others outside are clamped. */
 export function rowOf(ids: usize, type: i32, i: i32, rows: i32): i32 {
@@ -80,20 +79,23 @@ export function half1(at: usize): f32 {
 function integerRow(step: usize, format: i32, id: i32, K: i32, y: usize, multiply: f32): void {
   const block = word(step, EMBED_BLOCK);
   const groupBlocks = word(step, EMBED_GROUPBLOCKS);
-  const zeros = address(step, EMBED_ZEROS);
+  const asymmetric = word(step, EMBED_ZEROS);
   const codebook = address(step, EMBED_CODEBOOK);
   const blocks = (K + block - 1) / block;
   const groups = (blocks + groupBlocks - 1) / groupBlocks;
-  const blockBytes = tileBytes16(format) * (block >> 4);
+  const head = headBytes(asymmetric);
+  const codeBytes = blockBytes(format, block);
   const tile = id >> 4;
   const row = id & 15;
-  const w = address(step, EMBED_W) + <usize>tile * blocks * blockBytes;
+  const w = address(step, EMBED_W) + <usize>tile * (groups * head + blocks * codeBytes);
   const middle = format == W8 ? 128 : format == C4 ? 64 : format == W4 ? 8 : format == W3 ? 4 : 2;
   for (let b = 0; b < blocks; b++) {
-    const group = (tile * groups + b / groupBlocks) * 16 + row;
-    const scale = half1(address(step, EMBED_SCALES) + <usize>group * 2);
-    const zero = zeros ? <i32>load<u8>(zeros + group) : middle;
-    const at = w + b * blockBytes + (row >> 2) * 16 + (row & 3) * 4;
+    const group = b / groupBlocks;
+    const scales = w + group * head + group * groupBlocks * codeBytes;
+    const scale = half1(scales + (row << 1));
+    const zero = asymmetric ? <i32>load<u8>(scales + SCALE_BYTES + row) : middle;
+    const codes = w + (group + 1) * head + b * codeBytes;
+    const at = codes + (row >> 2) * 16 + (row & 3) * 4;
     const count = min(block, K - b * block);
     for (let kb = 0; kb < count; kb++) {
       let code = codeAt(format, at + (kb & 3), kb >> 2);

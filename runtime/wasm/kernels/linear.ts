@@ -24,8 +24,6 @@ import {
   LINEAR_RESIDUAL,
   LINEAR_RESIDUALROW,
   LINEAR_ROWS,
-  LINEAR_SCALES,
-  LINEAR_SCALES2,
   LINEAR_W,
   LINEAR_W2,
   LINEAR_X,
@@ -41,6 +39,7 @@ import {
 import { RELAXED, address, float, shareStart, word } from './core.ts';
 import { finishTile } from './epilogue.ts';
 import { recordBytes } from './quantize.ts';
+import { SCALE_BYTES, blockBytes, headBytes } from './tile-common.ts';
 import { half4Narrow, tile1Narrow } from './tile-narrow.ts';
 import { half4Nibble, tile1Nibble } from './tile-nibble.ts';
 import { half4Wide, tile1Wide } from './tile-wide.ts';
@@ -57,12 +56,6 @@ const middles: usize = memory.data<u8>([
   64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, // C4
 ]);
 
-/** Bytes of the codes of 16 rows x 16 inputs. */
-export function tileBytes16(format: i32): i32 {
-  if (format == W8) return 256;
-  return format == W3 ? 96 : format == W2 ? 64 : 128;
-}
-
 export function linear(step: usize, scratch: usize, thread: i32, threads: i32): void {
   const block = word(step, LINEAR_BLOCK);
   const blocks = (word(step, LINEAR_K) + block - 1) / block;
@@ -72,17 +65,17 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
   const rows = word(step, LINEAR_ROWS);
   const columns = word(step, LINEAR_N);
   const record = recordBytes(blocks, block);
-  const tileBytes = tileBytes16(format) * ((blocks * block) >> 4);
   const yRow = word(step, LINEAR_YROW);
   const residualRow = word(step, LINEAR_RESIDUALROW);
   const w = address(step, LINEAR_W);
   const w2 = address(step, LINEAR_W2);
-  const zeros = address(step, LINEAR_ZEROS);
-  const zeros2 = address(step, LINEAR_ZEROS2);
+  const head = headBytes(word(step, LINEAR_ZEROS));
+  const head2 = headBytes(word(step, LINEAR_ZEROS2));
+  const codeBytes = blocks * blockBytes(format, block);
+  const tileBytes = groups * head + codeBytes;
+  const tileBytes2 = groups * head2 + codeBytes;
   const codebook = address(step, LINEAR_CODEBOOK);
   const codebook2 = address(step, LINEAR_CODEBOOK2);
-  const scales = address(step, LINEAR_SCALES);
-  const scales2 = address(step, LINEAR_SCALES2);
   const tile2 = w2 ? scratch + TILES * 64 : 0;
   // a single token takes several tiles at a time
   const span = rows < 4 ? TILES : 1;
@@ -91,8 +84,6 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
   const end = shareStart(tiles, thread + 1, threads);
   for (let tile = shareStart(tiles, thread, threads); tile < end; tile += span) {
     const count = min(span, end - tile);
-    const at = tile * tileBytes;
-    const group = tile * groups;
     let x = address(step, LINEAR_X);
     let y = address(step, LINEAR_Y);
     let residual = address(step, LINEAR_RESIDUAL);
@@ -101,9 +92,8 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
       multiply(
         format,
         tokens,
-        w + at,
-        scales + group * 32,
-        zeros ? zeros + group * 16 : 0,
+        w + tile * tileBytes,
+        head,
         codebook ? codebook + (tile << 4) : 0,
         x,
         record,
@@ -117,9 +107,8 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
         multiply(
           format,
           tokens,
-          w2 + at,
-          scales2 + group * 32,
-          zeros2 ? zeros2 + group * 16 : 0,
+          w2 + tile * tileBytes2,
+          head2,
           codebook2 ? codebook2 + (tile << 4) : 0,
           x,
           record,
@@ -160,8 +149,7 @@ function multiply(
   format: i32,
   tokens: i32,
   w: usize,
-  scales: usize,
-  zeros: usize,
+  head: i32,
   codebook: usize,
   x: usize,
   record: i32,
@@ -174,14 +162,17 @@ function multiply(
   const row = format - W8;
   if (tokens == 1) {
     const tile = unchecked(tiles1[row]);
-    tile(w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks);
+    tile(w, head, codebook, x, out, count, blocks, block, groupBlocks);
     return;
   }
   const tile = unchecked(tiles4[row]);
-  const zeroStep: usize = zeros ? 16 : 0;
-  if (!zeros) zeros = middles + (row << 4);
+  const groupBytes = head + groupBlocks * blockBytes(format, block);
+  const zeroStep: usize = head == SCALE_BYTES ? 0 : groupBytes;
+  let scales = w;
+  let zeros = zeroStep ? w + SCALE_BYTES : middles + (row << 4);
+  w += head;
   for (let half = 0; half < 2; half++) {
-    tile(w, scales, zeros, zeroStep, codebook, x, record, out, blocks, block, groupBlocks);
+    tile(w, head, scales, groupBytes, zeros, zeroStep, codebook, x, record, out, blocks, block, groupBlocks);
     w += 32;
     scales += 16;
     zeros += 8;
@@ -193,8 +184,7 @@ function multiply(
 // registers no engine can allocate well.
 type Tile1 = (
   w: usize,
-  scales: usize,
-  zeros: usize,
+  head: i32,
   codebook: usize,
   x: usize,
   out: usize,
@@ -205,7 +195,9 @@ type Tile1 = (
 ) => void;
 type Tile4 = (
   w: usize,
+  head: usize,
   scales: usize,
+  groupBytes: usize,
   zeros: usize,
   zeroStep: usize,
   codebook: usize,
@@ -219,49 +211,49 @@ type Tile4 = (
 
 /** One token, formats from W8 on. */
 const tiles1: StaticArray<Tile1> = [
-  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
-    tile1Wide(W8, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
+  (w, head, codebook, x, out, count, blocks, block, groupBlocks) => {
+    tile1Wide(W8, w, head, 0, x, out, count, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Nibble(W4, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
-    else tile1Wide(W4, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
+  (w, head, codebook, x, out, count, blocks, block, groupBlocks) => {
+    if (RELAXED) tile1Nibble(W4, w, head, 0, x, out, count, blocks, block, groupBlocks);
+    else tile1Wide(W4, w, head, 0, x, out, count, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(W3, w, scales, zeros, x, out, count, blocks, block, groupBlocks);
-    else tile1Wide(W3, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
+  (w, head, codebook, x, out, count, blocks, block, groupBlocks) => {
+    if (RELAXED) tile1Narrow(W3, w, head, x, out, count, blocks, block, groupBlocks);
+    else tile1Wide(W3, w, head, 0, x, out, count, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Narrow(W2, w, scales, zeros, x, out, count, blocks, block, groupBlocks);
-    else tile1Wide(W2, w, scales, zeros, 0, x, out, count, blocks, block, groupBlocks);
+  (w, head, codebook, x, out, count, blocks, block, groupBlocks) => {
+    if (RELAXED) tile1Narrow(W2, w, head, x, out, count, blocks, block, groupBlocks);
+    else tile1Wide(W2, w, head, 0, x, out, count, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks) => {
-    if (RELAXED) tile1Nibble(C4, w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks);
-    else tile1Wide(C4, w, scales, zeros, codebook, x, out, count, blocks, block, groupBlocks);
+  (w, head, codebook, x, out, count, blocks, block, groupBlocks) => {
+    if (RELAXED) tile1Nibble(C4, w, head, codebook, x, out, count, blocks, block, groupBlocks);
+    else tile1Wide(C4, w, head, codebook, x, out, count, blocks, block, groupBlocks);
   },
 ];
 
 /** Four tokens, formats from W8 on. */
 const tiles4: StaticArray<Tile4> = [
-  (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    half4Wide(W8, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
+  (w, head, scales, group, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
+    half4Wide(W8, w, head, scales, group, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Nibble(W4, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
-    else half4Wide(W4, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
+  (w, head, scales, group, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
+    if (RELAXED) half4Nibble(W4, w, head, scales, group, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
+    else half4Wide(W4, w, head, scales, group, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Narrow(W3, w, scales, zeros, step, x, record, out, blocks, block, groupBlocks);
-    else half4Wide(W3, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
+  (w, head, scales, group, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
+    if (RELAXED) half4Narrow(W3, w, head, scales, group, zeros, step, x, record, out, blocks, block, groupBlocks);
+    else half4Wide(W3, w, head, scales, group, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
-    if (RELAXED) half4Narrow(W2, w, scales, zeros, step, x, record, out, blocks, block, groupBlocks);
-    else half4Wide(W2, w, scales, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
+  (w, head, scales, group, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
+    if (RELAXED) half4Narrow(W2, w, head, scales, group, zeros, step, x, record, out, blocks, block, groupBlocks);
+    else half4Wide(W2, w, head, scales, group, zeros, step, 0, x, record, out, blocks, block, groupBlocks);
   },
-  (w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
+  (w, head, scales, group, zeros, step, codebook, x, record, out, blocks, block, groupBlocks) => {
     if (RELAXED) {
-      half4Nibble(C4, w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
+      half4Nibble(C4, w, head, scales, group, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
     } else {
-      half4Wide(C4, w, scales, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
+      half4Wide(C4, w, head, scales, group, zeros, step, codebook, x, record, out, blocks, block, groupBlocks);
     }
   },
 ];

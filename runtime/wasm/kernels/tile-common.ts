@@ -6,8 +6,23 @@
  * block as a pair of i16: minus the sum over inputs k with k % 4 of 0 or 1, and of 2 or 3, which is how
  * dot products of neighbours fall into i16 lanes.
  */
-import { C4, W3, W4, W8 } from './abi.ts';
+import { C4, W2, W3, W4, W8 } from './abi.ts';
 import { ONES16, constant } from './core.ts';
+
+/** Bytes of scales of 16 rows. */
+export const SCALE_BYTES: usize = 32;
+
+/** Bytes in front of the codes of a group: scales, and zero points where there are some. */
+@inline
+export function headBytes(asymmetric: i32): i32 {
+  return asymmetric ? 48 : <i32>SCALE_BYTES;
+}
+
+/** Bytes of the codes of 16 rows x a block. */
+export function blockBytes(format: i32, block: i32): i32 {
+  const quarters = format == W8 ? 16 : format == W3 ? 6 : format == W2 ? 4 : 8;
+  return quarters * block;
+}
 
 /** 2^(bits-1), the zero point of symmetric weights, as a shift; C4 is centred at 64. */
 @inline
@@ -44,10 +59,10 @@ export function startMiddle(format: i32, wide: bool, pair: v128): v128 {
   return i16x8.shl(pair, zeroShift(format));
 }
 
-/** Four f16 scales as f32 times 2^-112: what is multiplied by one of `record scales * 2^112`. Exact. */
+/** Four f16 scales in 32-bit lanes as f32 times 2^-112: what is multiplied by one of `record scales * 2^112`. Exact. */
 @inline
-export function smallScales(at: usize, offset: usize): v128 {
-  return i32x4.shl(v128.load16x4_u(at + offset), 13);
+export function smallScales(halves: v128): v128 {
+  return i32x4.shl(halves, 13);
 }
 
 /** f + c * (w * s), in this order of operations everywhere. */

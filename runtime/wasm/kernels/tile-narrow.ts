@@ -11,7 +11,14 @@
  */
 import { W3 } from './abi.ts';
 import { FOURS, HALF_FACTOR, ONES16, TWO_BITS, constant } from './core.ts';
-import { scaled, smallScales, start16, startMiddle, zeroPairs } from './tile-common.ts';
+import {
+  SCALE_BYTES,
+  scaled,
+  smallScales,
+  start16,
+  startMiddle,
+  zeroPairs,
+} from './tile-common.ts';
 
 @inline
 function mac(sum: v128, x: v128, w: v128): v128 {
@@ -30,8 +37,7 @@ function codes(format: i32, s: i32, p: v128, h: v128, mask: v128, four: v128): v
 export function tile1Narrow(
   format: i32,
   w: usize,
-  scales: usize,
-  zeros: usize,
+  head: i32,
   record: usize,
   out: usize,
   count: i32,
@@ -47,20 +53,27 @@ export function tile1Narrow(
   for (let tile = 0; tile < count; tile++) {
     let x = record;
     let f0 = f32x4.splat(0), f1 = f0, f2 = f0, f3 = f0;
-    let left = groupBlocks;
+    let left = 0;
+    let scales = w;
     for (let b = 0; b < blocks; b++) {
+      if (left == 0) {
+        left = groupBlocks;
+        scales = w;
+        w += head;
+      }
+      left--;
       const pair = v128.load32_splat(x + block, 4);
       let c0: v128, c1: v128, c2: v128, c3: v128;
-      if (zeros == 0) {
+      if (head == SCALE_BYTES) {
         c0 = startMiddle(format, false, pair);
         c1 = c0;
         c2 = c0;
         c3 = c0;
       } else {
-        c0 = start16(zeroPairs(zeros), pair);
-        c1 = start16(zeroPairs(zeros + 4), pair);
-        c2 = start16(zeroPairs(zeros + 8), pair);
-        c3 = start16(zeroPairs(zeros + 12), pair);
+        c0 = start16(zeroPairs(scales + 32), pair);
+        c1 = start16(zeroPairs(scales + 36), pair);
+        c2 = start16(zeroPairs(scales + 40), pair);
+        c3 = start16(zeroPairs(scales + 44), pair);
       }
       const high = w + 128;
       for (let i = 0; i < halvesOfBlock; i++) {
@@ -97,20 +110,11 @@ export function tile1Narrow(
       }
       if (format == W3) w += 64;
       const s = f32x4.mul(v128.load32_splat(x), halfFactor);
-      f0 = scaled(f0, i32x4.dot_i16x8_s(c0, ones), smallScales(scales, 0), s);
-      f1 = scaled(f1, i32x4.dot_i16x8_s(c1, ones), smallScales(scales, 8), s);
-      f2 = scaled(f2, i32x4.dot_i16x8_s(c2, ones), smallScales(scales, 16), s);
-      f3 = scaled(f3, i32x4.dot_i16x8_s(c3, ones), smallScales(scales, 24), s);
+      f0 = scaled(f0, i32x4.dot_i16x8_s(c0, ones), smallScales(v128.load16x4_u(scales, 0)), s);
+      f1 = scaled(f1, i32x4.dot_i16x8_s(c1, ones), smallScales(v128.load16x4_u(scales, 8)), s);
+      f2 = scaled(f2, i32x4.dot_i16x8_s(c2, ones), smallScales(v128.load16x4_u(scales, 16)), s);
+      f3 = scaled(f3, i32x4.dot_i16x8_s(c3, ones), smallScales(v128.load16x4_u(scales, 24)), s);
       x += 8;
-      if (--left == 0) {
-        left = groupBlocks;
-        scales += 32;
-        if (zeros) zeros += 16;
-      }
-    }
-    if (left != groupBlocks) {
-      scales += 32;
-      if (zeros) zeros += 16;
     }
     v128.store(out, f0, 0);
     v128.store(out, f1, 16);
@@ -128,7 +132,9 @@ export function tile1Narrow(
 export function half4Narrow(
   format: i32,
   w: usize,
+  head: usize,
   scales: usize,
+  groupBytes: usize,
   zeros: usize,
   zeroStep: usize,
   record: usize,
@@ -213,8 +219,8 @@ export function half4Narrow(
       x3 += 8;
     }
     if (format == W3) w += 64;
-    const w0 = smallScales(scales, 0);
-    const w1 = smallScales(scales, 8);
+    const w0 = smallScales(v128.load16x4_u(scales, 0));
+    const w1 = smallScales(v128.load16x4_u(scales, 8));
     t = f32x4.mul(v128.load32_splat(x0), halfFactor);
     f00 = scaled(f00, i32x4.dot_i16x8_s(c00, ones), w0, t);
     f01 = scaled(f01, i32x4.dot_i16x8_s(c01, ones), w1, t);
@@ -233,7 +239,8 @@ export function half4Narrow(
     x3 += 8;
     if (--left == 0) {
       left = groupBlocks;
-      scales += 32;
+      w += head;
+      scales += groupBytes;
       zeros += zeroStep;
     }
   }

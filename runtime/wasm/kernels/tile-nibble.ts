@@ -10,6 +10,7 @@ import { HALF_FACTOR, NIBBLES, ONES16, constant, lookup } from './core.ts';
 import {
   fence,
   fence4,
+  SCALE_BYTES,
   scaled,
   smallScales,
   start16,
@@ -54,15 +55,13 @@ function start(format: i32, zeros: v128, pair: v128): v128 {
 function both(
   format: i32,
   sum: v128,
-  w: usize,
-  offset: usize,
+  p: v128,
   x0: v128,
   x1: v128,
   mask: v128,
   book: v128,
   ones: v128,
 ): v128 {
-  const p = v128.load(w + offset);
   return mac(format, mac(format, sum, x0, low(format, p, mask, book), ones), x1, high(format, p, mask, book), ones);
 }
 
@@ -71,8 +70,7 @@ function both(
 export function tile1Nibble(
   format: i32,
   w: usize,
-  scales: usize,
-  zeros: usize,
+  head: i32,
   codebook: usize,
   record: usize,
   out: usize,
@@ -88,66 +86,64 @@ export function tile1Nibble(
     const book = format == C4 ? v128.load(codebook) : mask;
     let x = record;
     let f0 = f32x4.splat(0), f1 = f0, f2 = f0, f3 = f0;
-    let left = groupBlocks;
+    let left = 0;
+    let scales = w;
     for (let b = 0; b < blocks; b++) {
+      if (left == 0) {
+        left = groupBlocks;
+        scales = w;
+        w += head;
+      }
+      left--;
       const tail = x + block;
       const pair = v128.load32_splat(tail, 4);
       let c0: v128, c1: v128, c2: v128, c3: v128;
-      if (zeros == 0) {
+      if (head == SCALE_BYTES) {
         c0 = startMiddle(format, format == C4, pair);
         c1 = c0;
         c2 = c0;
         c3 = c0;
       } else {
-        c0 = start(format, zeroPairs(zeros), pair);
-        c1 = start(format, zeroPairs(zeros + 4), pair);
-        c2 = start(format, zeroPairs(zeros + 8), pair);
-        c3 = start(format, zeroPairs(zeros + 12), pair);
+        c0 = start(format, zeroPairs(scales + 32), pair);
+        c1 = start(format, zeroPairs(scales + 36), pair);
+        c2 = start(format, zeroPairs(scales + 40), pair);
+        c3 = start(format, zeroPairs(scales + 44), pair);
       }
       let x0 = v128.load32_splat(x, 0);
       let x1 = v128.load32_splat(x, 4);
-      c0 = both(format, c0, w, 0, x0, x1, mask, book, ones);
-      c1 = both(format, c1, w, 16, x0, x1, mask, book, ones);
-      c2 = both(format, c2, w, 32, x0, x1, mask, book, ones);
-      c3 = both(format, c3, w, 48, x0, x1, mask, book, ones);
+      c0 = both(format, c0, v128.load(w, 0), x0, x1, mask, book, ones);
+      c1 = both(format, c1, v128.load(w, 16), x0, x1, mask, book, ones);
+      c2 = both(format, c2, v128.load(w, 32), x0, x1, mask, book, ones);
+      c3 = both(format, c3, v128.load(w, 48), x0, x1, mask, book, ones);
       fence4(w, 1, c0, c1, c2, c3);
       x0 = v128.load32_splat(x, 8);
       x1 = v128.load32_splat(x, 12);
-      c0 = both(format, c0, w, 64, x0, x1, mask, book, ones);
-      c1 = both(format, c1, w, 80, x0, x1, mask, book, ones);
-      c2 = both(format, c2, w, 96, x0, x1, mask, book, ones);
-      c3 = both(format, c3, w, 112, x0, x1, mask, book, ones);
+      c0 = both(format, c0, v128.load(w, 64), x0, x1, mask, book, ones);
+      c1 = both(format, c1, v128.load(w, 80), x0, x1, mask, book, ones);
+      c2 = both(format, c2, v128.load(w, 96), x0, x1, mask, book, ones);
+      c3 = both(format, c3, v128.load(w, 112), x0, x1, mask, book, ones);
       if (block == 32) {
         x0 = v128.load32_splat(x, 16);
         x1 = v128.load32_splat(x, 20);
-        c0 = both(format, c0, w, 128, x0, x1, mask, book, ones);
-        c1 = both(format, c1, w, 144, x0, x1, mask, book, ones);
-        c2 = both(format, c2, w, 160, x0, x1, mask, book, ones);
-        c3 = both(format, c3, w, 176, x0, x1, mask, book, ones);
+        c0 = both(format, c0, v128.load(w, 128), x0, x1, mask, book, ones);
+        c1 = both(format, c1, v128.load(w, 144), x0, x1, mask, book, ones);
+        c2 = both(format, c2, v128.load(w, 160), x0, x1, mask, book, ones);
+        c3 = both(format, c3, v128.load(w, 176), x0, x1, mask, book, ones);
         fence4(w, 2, c0, c1, c2, c3);
         x0 = v128.load32_splat(x, 24);
         x1 = v128.load32_splat(x, 28);
-        c0 = both(format, c0, w, 192, x0, x1, mask, book, ones);
-        c1 = both(format, c1, w, 208, x0, x1, mask, book, ones);
-        c2 = both(format, c2, w, 224, x0, x1, mask, book, ones);
-        c3 = both(format, c3, w, 240, x0, x1, mask, book, ones);
+        c0 = both(format, c0, v128.load(w, 192), x0, x1, mask, book, ones);
+        c1 = both(format, c1, v128.load(w, 208), x0, x1, mask, book, ones);
+        c2 = both(format, c2, v128.load(w, 224), x0, x1, mask, book, ones);
+        c3 = both(format, c3, v128.load(w, 240), x0, x1, mask, book, ones);
       }
       const s = f32x4.mul(v128.load32_splat(tail), halfFactor);
-      f0 = scaled(f0, widen(format, c0, ones), smallScales(scales, 0), s);
-      f1 = scaled(f1, widen(format, c1, ones), smallScales(scales, 8), s);
-      f2 = scaled(f2, widen(format, c2, ones), smallScales(scales, 16), s);
-      f3 = scaled(f3, widen(format, c3, ones), smallScales(scales, 24), s);
+      f0 = scaled(f0, widen(format, c0, ones), smallScales(v128.load16x4_u(scales, 0)), s);
+      f1 = scaled(f1, widen(format, c1, ones), smallScales(v128.load16x4_u(scales, 8)), s);
+      f2 = scaled(f2, widen(format, c2, ones), smallScales(v128.load16x4_u(scales, 16)), s);
+      f3 = scaled(f3, widen(format, c3, ones), smallScales(v128.load16x4_u(scales, 24)), s);
       w += block << 3;
       x = tail + 8;
-      if (--left == 0) {
-        left = groupBlocks;
-        scales += 32;
-        if (zeros) zeros += 16;
-      }
-    }
-    if (left != groupBlocks) {
-      scales += 32;
-      if (zeros) zeros += 16;
     }
     if (format == C4) codebook += 16;
     v128.store(out, f0, 0);
@@ -166,7 +162,9 @@ export function tile1Nibble(
 export function half4Nibble(
   format: i32,
   w: usize,
+  head: usize,
   scales: usize,
+  groupBytes: usize,
   zeros: usize,
   zeroStep: usize,
   codebook: usize,
@@ -337,8 +335,8 @@ export function half4Nibble(
     x3 += block;
     // the scales behind the codes of a block
     const halfFactor = constant(HALF_FACTOR);
-    const w0 = smallScales(scales, 0);
-    const w1 = smallScales(scales, 8);
+    const w0 = smallScales(v128.load16x4_u(scales, 0));
+    const w1 = smallScales(v128.load16x4_u(scales, 8));
     t = f32x4.mul(v128.load32_splat(x0), halfFactor);
     f00 = scaled(f00, widen(format, c00, ones), w0, t);
     f01 = scaled(f01, widen(format, c01, ones), w1, t);
@@ -357,7 +355,8 @@ export function half4Nibble(
     x3 += 8;
     if (--left == 0) {
       left = groupBlocks;
-      scales += 32;
+      w += head;
+      scales += groupBytes;
       zeros += zeroStep;
     }
   }

@@ -18,7 +18,14 @@ import {
   constant,
   lookup,
 } from './core.ts';
-import { scaled, smallScales, start32, startMiddle, zeroPairs } from './tile-common.ts';
+import {
+  SCALE_BYTES,
+  scaled,
+  smallScales,
+  start32,
+  startMiddle,
+  zeroPairs,
+} from './tile-common.ts';
 
 @inline
 function mac(sum: v128, x: v128, w: v128): v128 {
@@ -79,8 +86,7 @@ function stride16(format: i32): i32 {
 export function tile1Wide(
   format: i32,
   w: usize,
-  scales: usize,
-  zeros: usize,
+  head: i32,
   codebook: usize,
   record: usize,
   out: usize,
@@ -98,20 +104,27 @@ export function tile1Wide(
     const book = format == C4 ? v128.load(codebook) : four;
     let x = record + blocks * (block + 8);
     let f0 = f32x4.splat(0), f1 = f0, f2 = f0, f3 = f0;
-    let left = groupBlocks;
+    let left = 0;
+    let scales = w;
     for (let b = 0; b < blocks; b++) {
+      if (left == 0) {
+        left = groupBlocks;
+        scales = w;
+        w += head;
+      }
+      left--;
       const pair = v128.load32_splat(x + 2 * block, 4);
       let c0: v128, c1: v128, c2: v128, c3: v128;
-      if (zeros == 0) {
+      if (head == SCALE_BYTES) {
         c0 = startMiddle(format, true, pair);
         c1 = c0;
         c2 = c0;
         c3 = c0;
       } else {
-        c0 = start32(zeroPairs(zeros), pair);
-        c1 = start32(zeroPairs(zeros + 4), pair);
-        c2 = start32(zeroPairs(zeros + 8), pair);
-        c3 = start32(zeroPairs(zeros + 12), pair);
+        c0 = start32(zeroPairs(scales + 32), pair);
+        c1 = start32(zeroPairs(scales + 36), pair);
+        c2 = start32(zeroPairs(scales + 40), pair);
+        c3 = start32(zeroPairs(scales + 44), pair);
       }
       const high = w + 128;
       for (let i = 0; i < halvesOfBlock; i++) {
@@ -169,20 +182,11 @@ export function tile1Wide(
       }
       if (format == W3) w += 64;
       const s = f32x4.mul(v128.load32_splat(x), halfFactor);
-      f0 = scaled(f0, c0, smallScales(scales, 0), s);
-      f1 = scaled(f1, c1, smallScales(scales, 8), s);
-      f2 = scaled(f2, c2, smallScales(scales, 16), s);
-      f3 = scaled(f3, c3, smallScales(scales, 24), s);
+      f0 = scaled(f0, c0, smallScales(v128.load16x4_u(scales, 0)), s);
+      f1 = scaled(f1, c1, smallScales(v128.load16x4_u(scales, 8)), s);
+      f2 = scaled(f2, c2, smallScales(v128.load16x4_u(scales, 16)), s);
+      f3 = scaled(f3, c3, smallScales(v128.load16x4_u(scales, 24)), s);
       x += 8;
-      if (--left == 0) {
-        left = groupBlocks;
-        scales += 32;
-        if (zeros) zeros += 16;
-      }
-    }
-    if (left != groupBlocks) {
-      scales += 32;
-      if (zeros) zeros += 16;
     }
     if (format == C4) codebook += 16;
     v128.store(out, f0, 0);
@@ -198,7 +202,9 @@ export function tile1Wide(
 export function half4Wide(
   format: i32,
   w: usize,
+  head: usize,
   scales: usize,
+  groupBytes: usize,
   zeros: usize,
   zeroStep: usize,
   codebook: usize,
@@ -294,8 +300,8 @@ export function half4Wide(
       x3 += 8;
     }
     if (format == W3) w += 64;
-    const w0 = smallScales(scales, 0);
-    const w1 = smallScales(scales, 8);
+    const w0 = smallScales(v128.load16x4_u(scales, 0));
+    const w1 = smallScales(v128.load16x4_u(scales, 8));
     t = f32x4.mul(v128.load32_splat(x0), halfFactor);
     f00 = scaled(f00, c00, w0, t);
     f01 = scaled(f01, c01, w1, t);
@@ -314,7 +320,8 @@ export function half4Wide(
     x3 += 8;
     if (--left == 0) {
       left = groupBlocks;
-      scales += 32;
+      w += head;
+      scales += groupBytes;
       zeros += zeroStep;
     }
   }
