@@ -145,13 +145,43 @@ function extremes(m: Matrix, levels: number): Matrix {
   };
 }
 
+/** Runs LINEAR and compares every output with integer arithmetic. */
+function checkLinear(bench: KernelBench, c: Case, m: Matrix, x: Float32Array, rows: number): void {
+  const { blocks } = sizes(c);
+  const X = quantize(bench, c, x, rows);
+  const y = bench.allot(rows * c.N * 4);
+  bench.run('LINEAR', {
+    X,
+    Y: y,
+    YROW: c.N * 4,
+    ROWS: rows,
+    K: c.K,
+    N: c.N,
+    FORMAT: formatId[c.format],
+    BLOCK: c.block,
+    GROUPBLOCKS: c.groupBlocks,
+    ...place(bench, c, m),
+  });
+  const got = bench.readFloats(y, rows * c.N);
+  for (let row = 0; row < rows; row++) {
+    const quantized = quantizeRow(x.subarray(row * c.K, (row + 1) * c.K), c.block);
+    assert.equal(quantized.length, blocks);
+    for (let n = 0; n < c.N; n++)
+      assert.equal(
+        got[row * c.N + n],
+        f(reference(c, m, quantized, n) + 0),
+        `row ${row}, output ${n}`,
+      );
+  }
+}
+
 for (const variant of await hostVariants())
   for (const c of cases)
     for (const ends of [false, true])
       test(`${variant}: LINEAR ${c.format} block ${c.block} x ${c.groupBlocks} ${c.asymmetric ? 'asymmetric' : 'symmetric'} equals integer arithmetic bit for bit${ends ? ', at its extremes' : ''}`, async () => {
         const bench = await KernelBench.open(variant);
-        // a tile of four tokens and two single ones; or only single ones, which take several tiles at a time
-        const rows = ends ? 3 : 6;
+        // four tokens at a time, then two or three single ones
+        const rows = ends ? 7 : 6;
         const x = noise(rows * c.K, 5).map((v) => (ends ? Math.sign(v + 0.5) : v * 3));
         if (!ends) {
           // an outlier, an empty block, ties at .5
@@ -160,33 +190,17 @@ for (const variant of await hostVariants())
         }
         const random = randomMatrix(c, 11);
         const m = ends ? extremes(random, 2 ** formatBits[c.format]) : random;
-        const { blocks } = sizes(c);
-        const X = quantize(bench, c, x, rows);
-        const y = bench.allot(rows * c.N * 4);
-        bench.run('LINEAR', {
-          X,
-          Y: y,
-          YROW: c.N * 4,
-          ROWS: rows,
-          K: c.K,
-          N: c.N,
-          FORMAT: formatId[c.format],
-          BLOCK: c.block,
-          GROUPBLOCKS: c.groupBlocks,
-          ...place(bench, c, m),
-        });
-        const got = bench.readFloats(y, rows * c.N);
-        for (let row = 0; row < rows; row++) {
-          const quantized = quantizeRow(x.subarray(row * c.K, (row + 1) * c.K), c.block);
-          assert.equal(quantized.length, blocks);
-          for (let n = 0; n < c.N; n++)
-            assert.equal(
-              got[row * c.N + n],
-              f(reference(c, m, quantized, n) + 0),
-              `row ${row}, output ${n}`,
-            );
-        }
+        checkLinear(bench, c, m, x, rows);
       });
+
+for (const variant of await hostVariants())
+  for (const format of ['W8', 'W4', 'W3', 'W2', 'C4'] as const)
+    test(`${variant}: LINEAR ${format} with rows longer than working memory and more tokens than share a panel equals integer arithmetic`, async () => {
+      const bench = await KernelBench.open(variant);
+      // pieces of rows end within groups, and the last panel has fewer rows
+      const c: Case = { format, N: 20, K: 1450, block: 32, groupBlocks: 4, asymmetric: true };
+      checkLinear(bench, c, randomMatrix(c, 17), noise(70 * c.K, 6), 70);
+    });
 
 for (const variant of await hostVariants())
   test(`${variant}: LINEAR applies bias, activation, gate and residual in that order`, async () => {
