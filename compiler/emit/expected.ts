@@ -2,6 +2,7 @@
  * Canaries with the outputs of the emitted program: computed by its own engine where the caller can
  * run it, else by the reference evaluator when the model is small enough for that.
  */
+import { compareCanary } from '../../runtime/canaries.ts';
 import { FettleError, throwIfAborted } from '../../runtime/errors.ts';
 import { dtypes, elementCount } from '../../runtime/tensor.ts';
 import type { Tensor } from '../../runtime/tensor.ts';
@@ -11,6 +12,8 @@ import { evaluate } from '../ir/evaluate.ts';
 import type { Model } from '../ir/graph.ts';
 import type { Canary, Tensors } from './canaries.ts';
 import { canaryInputs, stepSizes } from './canaries.ts';
+import type { RoundedOutputs } from './rounded-inputs.ts';
+import { evaluateRounded } from './rounded-inputs.ts';
 
 /**
  * Runs a bundle that lies in a folder on its own engine.
@@ -41,6 +44,8 @@ export interface ExpectedOptions {
   readonly folder: string;
   /** Runs it. */
   readonly run: BundleRunner | undefined;
+  /** Whether the engine rounds what it multiplies by codes, as {@link evaluateRounded} does. */
+  readonly rounds: boolean;
   /** Stops. */
   readonly signal: AbortSignal | undefined;
 }
@@ -48,24 +53,35 @@ export interface ExpectedOptions {
 /** Parameters up to which the reference evaluator is used; it takes about a second for as many. */
 const EVALUATOR_PARAMETERS = 20_000_000;
 
+/** Inputs that are tried for canaries whose values round the same way everywhere. */
+const ROUNDED_ATTEMPTS = 4;
+
 /** Outputs larger than this many elements are left out; a bundle should not grow by its checks. */
 const OUTPUT_ELEMENTS = 1 << 20;
 
 const broken: ReadonlySet<string> = new Set(['OP_UNSUPPORTED', 'BUNDLE_CORRUPT']);
+
+/** Cases, and how far apart two right engines may be. */
+export interface Canaries {
+  readonly cases: readonly Canary[];
+  /** Largest difference as a fraction of an output's range, from values that round either way. */
+  readonly spread: number;
+}
 
 /**
  * The canaries, or why there are none.
  *
  * @throws {@link FettleError} OP_UNSUPPORTED when the engine does not accept the program
  */
-export async function makeCanaries(options: ExpectedOptions): Promise<readonly Canary[] | string> {
-  const { decoder, parameters, run, signal } = options;
+export async function makeCanaries(options: ExpectedOptions): Promise<Canaries | string> {
+  const { decoder, parameters, run, rounds, signal } = options;
   if (run === undefined && parameters > EVALUATOR_PARAMETERS)
     return 'the model is too large for the reference evaluator, and no engine was given';
   let why = '';
   for (const steps of decoder === undefined ? stepSizes : stepSizes.slice(0, 1))
     try {
-      return await casesFor(options, steps);
+      if (rounds && run === undefined) return roundedCases(options, steps);
+      return { cases: await casesFor(options, steps), spread: 0 };
     } catch (error) {
       throwIfAborted(signal);
       // the engine refuses the program itself: that is no matter of inputs
@@ -87,6 +103,39 @@ async function casesFor(options: ExpectedOptions, steps: number): Promise<readon
     inputs: feeds,
     outputs: worthKeeping(outputs[index] ?? new Map(), decoder),
   }));
+}
+
+/**
+ * Cases computed with rounded inputs. A value half way between two codes is rounded by the last bits of sums,
+ * which differ from engine to engine; so a few inputs are tried until there is no such value, else
+ * the difference that they make is measured.
+ */
+function roundedCases(options: ExpectedOptions, steps: number): Canaries {
+  const { program, decoder, keepsCache, seed, signal } = options;
+  let best: { readonly calls: readonly Tensors[]; readonly results: RoundedOutputs[] } | undefined;
+  const tiesOf = (results: readonly RoundedOutputs[]): number =>
+    results.reduce((sum, { ties }) => sum + ties, 0);
+  for (let attempt = 0; attempt < ROUNDED_ATTEMPTS; attempt++) {
+    const calls = canaryInputs(program, decoder, seed + 2 * attempt, steps).slice(
+      0,
+      keepsCache ? undefined : 1,
+    );
+    const results = calls.map((feeds) => evaluateRounded(program, feeds, false, signal));
+    if (best === undefined || tiesOf(results) < tiesOf(best.results)) best = { calls, results };
+    if (tiesOf(results) === 0) break;
+  }
+  const { calls, results } = best ?? { calls: [], results: [] };
+  const cases = calls.map((feeds, index) => ({
+    inputs: keepsCache ? feeds : withoutCaches(feeds, decoder),
+    outputs: worthKeeping(results[index]?.outputs ?? new Map(), decoder),
+  }));
+  if (tiesOf(results) === 0) return { cases, spread: 0 };
+  const spreads = calls.flatMap((feeds, index) => {
+    const other = Object.fromEntries(evaluateRounded(program, feeds, true, signal).outputs);
+    const expected = Object.fromEntries(cases[index]?.outputs ?? []);
+    return compareCanary(index, expected, other, { file: '', tolerance: 1 });
+  });
+  return { cases, spread: Math.max(...spreads.map(({ maxError, range }) => maxError / range)) };
 }
 
 /** What an engine is fed that keeps the cache itself. */

@@ -15,6 +15,11 @@ export interface EvaluateOptions {
   readonly outputs?: readonly string[];
   /** Sees every value of the main graph and its subgraphs when it has been computed. */
   readonly onValue?: (value: Value, tensor: Tensor) => void;
+  /** What a node computes with instead of its inputs, for engines that round them. */
+  readonly read?: (
+    node: Node,
+    inputs: readonly (Tensor | undefined)[],
+  ) => readonly (Tensor | undefined)[];
   /** Stops between two nodes. */
   readonly signal?: AbortSignal;
 }
@@ -105,7 +110,8 @@ class Run {
     }
     for (const node of schedule.nodes) {
       this.options.signal?.throwIfAborted();
-      const inputs = node.inputs.map((value) => value && this.get(value, scope, node));
+      const stored = node.inputs.map((value) => value && this.get(value, scope, node));
+      const inputs = this.options.read?.(node, stored) ?? stored;
       const results = this.node(node, inputs, scope);
       for (const [index, output] of node.outputs.entries()) {
         const tensor = results[index];

@@ -380,6 +380,20 @@ test('targets and formats that do not exist or do not fit are refused before any
   );
 });
 
+test('canaries of codes are computed with rounded activations, to a bound that finds a wrong code', async () => {
+  for (const weights of ['w8g32', 'w4g32', 'w2g32a']) {
+    const { files } = await compileMicro({ weights }, { targets: ['wasm'] });
+    const session = await openBundle(folderSource(files, 'out'));
+    const report = await session.check();
+    assert.ok(report.passed, JSON.stringify(report));
+    // without values that round either way, f32 sums are all that differs
+    assert.equal(report.tolerance, 1e-3, weights);
+    const { maxError, range } = report.results[0] ?? assert.fail();
+    assert.ok(maxError <= 1e-5 * range, `${maxError} of ${range}`);
+    await session.dispose();
+  }
+});
+
 test('a recipe may ask for a cache in f16: half the state, and the canaries pass', async () => {
   const open = async (kv: string): Promise<Session> => {
     const recipe = { weights: 'w8g32', kv };
