@@ -2,9 +2,10 @@
  * Allocations to compare with, from the same table and budget: what others do when they mix formats.
  *
  *   uniform   one format for all units: the one with the least predicted error that fits
- *   hawq      units by Hessian trace per weight: the first ones get the higher of two levels
+ *   hawq      units by Hessian trace per weight: the first ones get the higher of two levels (Q3)
  *   lim       blocks by how much they change the residual stream, likewise (Q2)
  *   zd        blocks by their share of outlying weights, fewest first, likewise (Q2)
+ *             the levels are those of the papers: 4 and 2 bits, or 8 and 4
  *   baq       closed form: half a bit more for every doubling of the loss per weight (Q5)
  *
  * Sources: ../shared/ALGORITHMS.md Q2, Q3, Q5; HAWQ-V2 arXiv 1911.03852; BAQ arXiv 2506.05664.
@@ -57,6 +58,9 @@ function uniform(table: SensitivityTable, budget: number): Allocation {
   return leastError(options.map((option) => allIn(table, option)).filter(fits(budget)));
 }
 
+/** Bits that orders divide units among. */
+const ORDER_LEVELS: readonly number[] = [2, 4, 8];
+
 /** Two neighbouring levels with the same groups; units from the front of the order get the higher one. */
 function byOrder(
   table: SensitivityTable,
@@ -64,7 +68,7 @@ function byOrder(
   groups: readonly (readonly UnitFacts[])[],
 ): Allocation {
   const found: (readonly Row[])[] = [];
-  for (const levels of ladders(table))
+  for (const levels of ladders(table, ORDER_LEVELS))
     for (const [index, high] of levels.entries()) {
       const low = levels[index - 1];
       const start = low === undefined ? undefined : allIn(table, low);
@@ -159,12 +163,16 @@ export function equalLossBits(losses: readonly number[], mean: number): number[]
   return logs.map((log) => mean + (log - centre) / 2);
 }
 
-/** Levels of rising bits that have the same groups and symmetry, for every combination the table has. */
-function ladders(table: SensitivityTable): string[][] {
+/**
+ * Levels of rising bits that have the same groups and symmetry, for every combination the table has.
+ *
+ * @param widths - bits that count. Default: any
+ */
+function ladders(table: SensitivityTable, widths?: readonly number[]): string[][] {
   const byShape = new Map<string, IntegerFormat[]>();
   for (const option of new Set(table.rows.map((row) => row.option))) {
     const format = parseFormat(option);
-    if (format.kind !== 'integer') continue;
+    if (format.kind !== 'integer' || widths?.includes(format.bits) === false) continue;
     const key = `${format.group} ${format.symmetric}`;
     byShape.set(key, [...(byShape.get(key) ?? []), format]);
   }

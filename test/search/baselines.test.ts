@@ -92,8 +92,8 @@ test('a budget below two bits has no baseline', () => {
 
 test('orders raise whole blocks from the front, by their own score', () => {
   const table = tableOf(3);
-  // between w3g32 (3.5 bits) and w4g32 (4.5 bits): two of four blocks get the higher level
-  const budget = (4.05 * 8 * 4096) / 8;
+  // halfway between w2g32 (2.5 bits) and w4g32 (4.5 bits): two of four blocks get the higher level
+  const budget = (3.55 * 8 * 4096) / 8;
   const raised = (name: 'lim' | 'zd'): string[] =>
     (allocateBaseline(name, table, budget) ?? [])
       .filter(({ option }) => option.startsWith('w4'))
