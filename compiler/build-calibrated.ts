@@ -20,6 +20,7 @@ import { belowFloor, leastBytes, mostBytes, unitBudget } from './search/allocate
 import { bytesOf } from './search/baselines.ts';
 import type { CalibrationOptions } from './search/calibrated.ts';
 import { CalibratedModel, MIN_MIXED_ELEMENTS } from './search/calibrated.ts';
+import type { RoundedFormats } from './search/format-search.ts';
 import { FormatSearch } from './search/format-search.ts';
 import { ladderOf } from './search/sensitivity.ts';
 import type { Row, SensitivityTable } from './search/table.ts';
@@ -38,9 +39,6 @@ const EXPECTED_RATIO = 1.5;
 const TRIALS_MS = 600_000;
 /** Trials at most: each rounds all weights, one after the other. */
 const TRIALS = 4;
-
-/** Formats and codes by name of the unit. */
-type Assignments = ReadonlyMap<string, Assignment>;
 
 /** How a bundle is written. */
 type WriteSettings = Pick<BuildRequest, 'options'> & Pick<WeightStorage, 'canaries'>;
@@ -106,12 +104,13 @@ class CalibratedBuild {
       for (let attempt = 0; ; attempt++) {
         const { table } = search;
         const budget = this.unitBytes(table);
-        const chosen = await search.choose(budget);
-        if (chosen === undefined) throw belowFloor(table, budget);
+        const rounded = await search.choose(budget);
+        if (rounded === undefined) throw belowFloor(table, budget);
+        const { formats: chosen } = rounded;
         options.log?.info(
           `${target.id}: ${formatBytes(chosen.bytes)} of ${formatBytes(budget)} for weights in ${new Set(chosen.rows.map(({ option }) => option)).size} formats, predicted ${table.metric} ${chosen.error.toPrecision(3)}.`,
         );
-        const built = await this.write(search, chosen, await this.rounded(chosen), { options });
+        const built = await this.write(search, rounded, { options });
         const { bytes, weightBytes } = built.bundle;
         const overSize = recipe.maxSize === undefined ? 0 : bytes - recipe.maxSize;
         const overBits = bits === undefined ? 0 : weightBytes - (bits * parameters) / 8;
@@ -145,10 +144,8 @@ class CalibratedBuild {
       const most = Math.min(mostBytes(table), this.unitBytes(table));
       const least = leastBytes(table);
       if (most < least) throw belowFloor(table, most);
-      // the table is held against a measurement once, where the bound is expected
-      await search.choose(this.expectedBytes(search, bound / EXPECTED_RATIO, least, most));
       const began = performance.now();
-      const rounded = new Map<AllocatedFormats, Assignments>();
+      const held = new Map<AllocatedFormats, RoundedFormats>();
       const found = await searchTolerance(
         {
           bound,
@@ -162,8 +159,8 @@ class CalibratedBuild {
             return { value, bytes: value.bytes };
           },
           measure: async ({ value }) => {
-            const assignments = await this.rounded(value);
-            const { bundle } = await this.write(search, value, assignments, {
+            const rounded = await search.rounded(value);
+            const { bundle } = await this.write(search, rounded, {
               options: withoutMeasure(options),
               canaries: false,
             });
@@ -172,32 +169,24 @@ class CalibratedBuild {
               if (loss <= bound)
                 loss = Math.max(loss, relativeLoss(await measure(output.folder, target, part)));
             options.log?.info(`${target.id}: ${formatBytes(bundle.bytes)}, ${percent(loss)} loss.`);
-            if (loss <= bound) rounded.set(value, assignments);
+            if (loss <= bound) held.set(value, rounded);
             output.restart();
+            // the first one says whether the table is to be trusted
+            await search.compared(rounded);
             return loss;
           },
         },
         { evaluations: TRIALS, goesOn: () => performance.now() - began < TRIALS_MS },
       );
       const { best, trials } = found;
-      const assignments = best && rounded.get(best.value);
-      if (best === undefined || assignments === undefined)
-        throw neverWithin(bound, trials, target.id);
-      return await this.write(search, best.value, assignments, { options });
+      const kept = best && held.get(best.value);
+      if (kept === undefined) throw neverWithin(bound, trials, target.id);
+      const built = await this.write(search, kept, { options });
+      this.checkSize(built);
+      return built;
     } finally {
       await search.close();
     }
-  }
-
-  /** Where the table expects the bound: an increase of the metric is about that of the likelihood. */
-  private expectedBytes(search: FormatSearch, bound: number, least: number, most: number): number {
-    let [low, high] = [least, most];
-    for (let step = 0; step < 24; step++) {
-      const middle = (low + high) / 2;
-      if ((search.solve(middle)?.error ?? Infinity) > bound) low = middle;
-      else high = middle;
-    }
-    return Math.ceil(high);
   }
 
   /** Opens the search, and builds the smallest bundle once for what of it no unit decides. */
@@ -240,23 +229,15 @@ class CalibratedBuild {
     return Math.min(bytes, memory);
   }
 
-  /** Rounds units in the chosen formats. */
-  private rounded({ rows }: AllocatedFormats): Promise<Assignments> {
-    return this.calibrated.round(
-      new Map(rows.map(({ unit, option }) => [unit, parseFormat(option)])),
-    );
-  }
-
   /** Writes the bundle of rounded units. */
   private async write(
     search: FormatSearch,
-    chosen: AllocatedFormats,
-    assignments: Assignments,
+    { formats, assignments }: RoundedFormats,
     { options, ...storage }: WriteSettings,
   ): Promise<BuiltBundle> {
     const table = {
       ...search.table,
-      chosen: Object.fromEntries(chosen.rows.map(({ unit, option }) => [unit, option])),
+      chosen: Object.fromEntries(formats.rows.map(({ unit, option }) => [unit, option])),
     };
     return writeBundle(
       { ...this.request, options },
@@ -273,7 +254,9 @@ class CalibratedBuild {
   }
 
   /** What biases make up for, when the recipe wants them to. */
-  private async shifts(assignments: Assignments): Promise<Pick<WeightStorage, 'shifts'>> {
+  private async shifts(
+    assignments: ReadonlyMap<string, Assignment>,
+  ): Promise<Pick<WeightStorage, 'shifts'>> {
     const wanted = choiceOf('correct-bias', this.request.recipe.transforms) !== undefined;
     return wanted ? { shifts: await this.calibrated.biasShifts(assignments) } : {};
   }

@@ -9,6 +9,7 @@ import { collectStatistics } from '../calibrate/collect.ts';
 import type { UnitStatistics } from '../calibrate/statistics.ts';
 import { subjectOf } from '../calibrate/subject.ts';
 import { throwIfAborted } from '../../runtime/errors.ts';
+import type { Assignment } from '../passes/quantize-weights.ts';
 import type { WeightUnit } from '../passes/weight-units.ts';
 import { unitRows } from '../passes/weight-units.ts';
 import type { CodeFormat, WeightFormat } from '../quant/formats.ts';
@@ -22,7 +23,6 @@ import { VERSION } from '../version.ts';
 import type { AllocatedFormats } from './allocate.ts';
 import { allocate, totals } from './allocate.ts';
 import { zdOfBlocks } from './block-scores.ts';
-import { MOST_DEVIATION } from './additivity.ts';
 import type { CalibratedModel } from './calibrated.ts';
 import { evolve } from './evolve.ts';
 import { unitOptions } from './options.ts';
@@ -49,6 +49,8 @@ const MEASURING_MS = 300_000;
 const ROUNDS = 2;
 /** Predicted error of one format for all, relative to that of a choice, up to which both are measured. */
 const NEAR = 1.5;
+/** How many times measured error may be predicted error, or the other way round, before rows are measured. */
+const MOST_OFF = 2;
 
 /** What of the bundle no unit decides. */
 export interface RestOfBundle {
@@ -58,6 +60,16 @@ export interface RestOfBundle {
   readonly overheadBytes: number;
 }
 
+/** Formats, and codes in them. */
+export interface RoundedFormats {
+  /** The formats. */
+  readonly formats: AllocatedFormats;
+  /** Format and codes by name of the unit. */
+  readonly assignments: ReadonlyMap<string, Assignment>;
+  /** Measured error of the model, on the samples that formats are compared on. */
+  readonly error: number;
+}
+
 /** A search in progress. */
 export class FormatSearch {
   /** As far as it is known by now. */
@@ -65,7 +77,7 @@ export class FormatSearch {
   private readonly calibrated: CalibratedModel;
   private readonly statistics: ReadonlyMap<string, UnitStatistics>;
   private readonly live: LiveModel;
-  private readonly rounded = new Map<string, QuantizedMatrix>();
+  private readonly alone = new Map<string, QuantizedMatrix>();
   private readonly units: ReadonlyMap<string, WeightUnit>;
 
   private constructor(
@@ -148,62 +160,73 @@ export class FormatSearch {
   }
 
   /**
-   * Formats for so many bytes of units; undefined when nothing fits. The model is measured with them: where
-   * that is not what the table says, rows near the answer are measured one by one, and pairs of units.
+   * Formats for so many bytes of units, rounded as they are kept; undefined when nothing fits. Of the choices
+   * that are in question, each rounded, the one that is measured to lose least.
    */
-  async choose(bytes: number): Promise<AllocatedFormats | undefined> {
+  async choose(bytes: number): Promise<RoundedFormats | undefined> {
     const { allocate: method = 'ours', refine } = this.calibrated.request.recipe;
-    let chosen = this.solve(bytes);
-    if (chosen === undefined || method !== 'ours') return chosen;
-    if (!(await this.isAsPredicted(chosen))) {
-      const measuring = this.measuring();
-      for (let round = 0; round < ROUNDS; round++) {
-        const rows = boundaryRows(this.table, chosen);
-        if (rows.length === 0) break;
-        this.table = await measureRows(this.table, rows, measuring);
-        chosen = this.solve(bytes) ?? chosen;
-      }
-      if (this.table.additivity === undefined) {
-        this.table = await measureInteractions(this.table, chosen, measuring);
-        chosen = this.solve(bytes) ?? chosen;
-      }
+    let formats = this.solve(bytes);
+    if (formats === undefined) return undefined;
+    if (method === 'ours' && refine === 'evolve') formats = await this.evolved(formats, bytes);
+    let best = await this.rounded(formats);
+    if (method !== 'ours') return best;
+    const others = async (): Promise<readonly AllocatedFormats[]> => {
+      const uniform = allocate(this.table, { bytes }, 'uniform');
+      const isNear = uniform !== undefined && uniform.error <= NEAR * best.formats.error;
+      const again = (await this.compared(best)) ? this.solve(bytes) : undefined;
+      return [...(isNear ? [uniform] : []), ...(again === undefined ? [] : [again])];
+    };
+    for (const other of await others()) {
+      const rounded = await this.rounded(other);
+      if (rounded.error < best.error) best = rounded;
     }
-    if (refine === 'evolve') chosen = await this.evolved(chosen, bytes);
-    return this.orUniform(chosen, bytes);
+    return best;
   }
 
-  /** Whether the model loses what the table adds up to, and keeps both in the table. */
-  private async isAsPredicted(chosen: AllocatedFormats): Promise<boolean> {
-    const measured = await this.measure(chosen);
-    const predicted = Number(chosen.error.toPrecision(6));
-    this.table = { ...this.table, whole: { predicted, measured: Number(measured.toPrecision(6)) } };
-    return Math.abs(measured - predicted) <= MOST_DEVIATION * measured;
+  /** Formats rounded as they are kept, and the error that the model has with them. */
+  async rounded(formats: AllocatedFormats): Promise<RoundedFormats> {
+    const { rows } = formats;
+    const assignments = await this.calibrated.round(
+      new Map(rows.map(({ unit, option }) => [unit, parseFormat(option)])),
+    );
+    for (const [unit, { format, matrix }] of assignments)
+      this.live.setWeight(
+        unit,
+        matrix === undefined ? this.valuesOf(unit, format.name) : dequantizeMatrix(matrix),
+      );
+    const error = await this.live.kl();
+    this.live.reset();
+    return { formats, assignments, error };
   }
 
   /**
-   * A choice, or one format for all units where that is measured to be better: predictions of single
-   * units are not so good that a near tie is theirs to decide.
+   * Holds the table against a measurement of the whole. Where they are far apart, rows near the choice are
+   * measured one by one, and pairs of units.
+   *
+   * @returns whether the table is another one now
    */
-  private async orUniform(chosen: AllocatedFormats, bytes: number): Promise<AllocatedFormats> {
-    const uniform = allocate(this.table, { bytes }, 'uniform');
-    if (uniform === undefined || uniform.error > NEAR * chosen.error) return chosen;
-    const error = await this.measure(chosen);
-    return (await this.measure(uniform)) < error ? uniform : chosen;
+  async compared({ formats, error }: RoundedFormats): Promise<boolean> {
+    if (this.table.whole !== undefined) return false;
+    const whole = { predicted: short(formats.error), measured: short(error) };
+    this.table = { ...this.table, whole };
+    const isFar = error > MOST_OFF * formats.error || formats.error > MOST_OFF * error;
+    if (!isFar) return false;
+    const measuring = this.measuring();
+    let chosen = formats;
+    for (let round = 0; round < ROUNDS; round++) {
+      const rows = boundaryRows(this.table, chosen);
+      if (rows.length === 0) break;
+      this.table = await measureRows(this.table, rows, measuring);
+      chosen = this.solve(formats.bytes) ?? chosen;
+    }
+    this.table = await measureInteractions(this.table, chosen, measuring);
+    return true;
   }
 
   /** Formats from what is known by now, nothing measured. */
   solve(bytes: number): AllocatedFormats | undefined {
     const method = this.calibrated.request.recipe.allocate ?? 'ours';
     return allocate(this.table, { bytes }, method);
-  }
-
-  /** Measured error of the model with units rounded one by one in their formats. */
-  async measure(chosen: AllocatedFormats, samples?: number): Promise<number> {
-    for (const { unit, option } of chosen.rows)
-      this.live.setWeight(unit, this.valuesOf(unit, option));
-    const error = await this.live.kl(samples === undefined ? {} : { samples });
-    this.live.reset();
-    return error;
   }
 
   /** Releases the model in memory. */
@@ -275,15 +298,19 @@ export class FormatSearch {
   private matrixOf(name: string, format: CodeFormat): QuantizedMatrix | undefined {
     const unit = this.units.get(name);
     const key = `${name}\n${format.name}`;
-    const known = this.rounded.get(key);
+    const known = this.alone.get(key);
     if (known !== undefined || unit === undefined) return known;
     const { services } = this.calibrated;
     const method = { ...this.calibrated.methodOf(unit), sweeps: QUICK_SWEEPS };
     const statistics = this.statistics.get(name) ?? {};
     const { matrix } = roundUnit(unitRows(unit), format, method, statistics, services.algebra);
-    this.rounded.set(key, matrix);
+    this.alone.set(key, matrix);
     return matrix;
   }
+}
+
+function short(value: number): number {
+  return Number(value.toPrecision(6));
 }
 
 /** Sweeps of coordinate descent for formats that are only compared. */

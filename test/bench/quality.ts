@@ -45,6 +45,7 @@ import type { AllocatedFormats } from '../../compiler/search/allocate.ts';
 import { allocate } from '../../compiler/search/allocate.ts';
 import { baselineNames } from '../../compiler/search/baselines.ts';
 import { CalibratedModel, MIN_MIXED_ELEMENTS } from '../../compiler/search/calibrated.ts';
+import { matrixCost } from '../../compiler/search/cost.ts';
 import { FormatSearch } from '../../compiler/search/format-search.ts';
 import { tokenize } from '../../compiler/cli/calibration-data.ts';
 import { loadImage } from '../../models/image.ts';
@@ -179,6 +180,19 @@ function uniformFormat(bits: number, columns: number): WeightFormat | undefined 
     .toSorted((a, b) => bitsPerWeight(b, columns) - bitsPerWeight(a, columns))[0];
 }
 
+function weightsOf({ units }: CalibratedModel): number {
+  return units.reduce((sum, unit) => sum + unit.rows * unit.columns, 0);
+}
+
+/** Bits a weight that formats take, as ours are counted; up, so that they fit their own budget. */
+function bitsOf(calibrated: CalibratedModel, formats: ReadonlyMap<string, WeightFormat>): number {
+  const bytes = calibrated.units.reduce((sum, unit) => {
+    const cost = matrixCost(unit, formats.get(unit.name) ?? parseFormat('f32'), wasm);
+    return sum + (cost?.bytesDownload ?? 0);
+  }, 0);
+  return Math.ceil((8000 * bytes) / weightsOf(calibrated)) / 1000;
+}
+
 async function nib(): Promise<void> {
   const source = await resolveModel('builtin:nib', { cacheFolder: '' });
   const read = (name: string): Promise<readonly number[]> =>
@@ -229,13 +243,13 @@ async function nib(): Promise<void> {
     sha256: '',
     parameters: 0,
   });
-  const weights = gptq.calibrated.units.reduce((sum, unit) => sum + unit.rows * unit.columns, 0);
+  const weights = weightsOf(gptq.calibrated);
   for (const bits of sizes) {
     const bytes = (bits * weights) / 8;
     const chosen = methods.includes('ours') ? await search.choose(bytes) : undefined;
     const formats = (list: AllocatedFormats): Map<string, WeightFormat> =>
       new Map(list.rows.map(({ unit, option: name }) => [unit, parseFormat(name)]));
-    if (chosen !== undefined) await add(bits, 'ours', gptq, formats(chosen));
+    if (chosen !== undefined) await add(bits, 'ours', gptq, formats(chosen.formats));
     for (const [method, one] of [
       ['uniform GPTQ', gptq] as const,
       ['uniform RTN', nearest] as const,
@@ -312,19 +326,16 @@ async function digits(name: string): Promise<void> {
       original,
     });
   };
-  setAll(live, await calibrated.round(calibrated.uniform(parseFormat('w4g32'))));
-  add(4.5, 'uniform GPTQ', await accuracy(), 'w4g32');
+  const uniform = calibrated.uniform(parseFormat('w4g32'));
+  const same = bitsOf(calibrated, uniform);
+  setAll(live, await calibrated.round(uniform));
+  add(same, 'uniform GPTQ', await accuracy(), 'w4g32');
   const search = await FormatSearch.open(calibrated, { name, sha256: '', parameters: 0 });
-  const weights = calibrated.units.reduce((sum, unit) => sum + unit.rows * unit.columns, 0);
-  for (const bits of [4.5, 4, 3]) {
+  const weights = weightsOf(calibrated);
+  for (const bits of [same, 4, 3]) {
     const chosen = await search.choose((bits * weights) / 8);
     if (chosen === undefined) continue;
-    setAll(
-      live,
-      await calibrated.round(
-        new Map(chosen.rows.map((row) => [row.unit, parseFormat(row.option)])),
-      ),
-    );
+    setAll(live, chosen.assignments);
     add(bits, 'ours', await accuracy());
   }
   await search.close();
@@ -365,23 +376,20 @@ async function ocr(): Promise<void> {
       original: 0,
     });
   };
-  setAll(live, await calibrated.round(calibrated.uniform(parseFormat('w4g32'))));
-  await add(4.5, 'uniform GPTQ', 'w4g32');
+  const uniform = calibrated.uniform(parseFormat('w4g32'));
+  const same = bitsOf(calibrated, uniform);
+  setAll(live, await calibrated.round(uniform));
+  await add(same, 'uniform GPTQ', 'w4g32');
   const search = await FormatSearch.open(calibrated, {
     name: 'PP-OCRv4 rec',
     sha256: '',
     parameters: 0,
   });
-  const weights = calibrated.units.reduce((sum, unit) => sum + unit.rows * unit.columns, 0);
-  for (const bits of [4.5, 4]) {
+  const weights = weightsOf(calibrated);
+  for (const bits of [same, 4]) {
     const chosen = await search.choose((bits * weights) / 8);
     if (chosen === undefined) continue;
-    setAll(
-      live,
-      await calibrated.round(
-        new Map(chosen.rows.map((row) => [row.unit, parseFormat(row.option)])),
-      ),
-    );
+    setAll(live, chosen.assignments);
     await add(bits, 'ours');
   }
   await search.close();
