@@ -14,6 +14,7 @@ import { VERSION } from '../version.ts';
 import { Activations } from './activations.ts';
 import type { CacheEntry } from './cache.ts';
 import { cacheKey } from './cache.ts';
+import { namingNotFinite } from './find-not-finite.ts';
 import { StageSums } from './stage-sums.ts';
 import type { StageRunner, Values } from './stage-runner.ts';
 import { openStage } from './stage-runner.ts';
@@ -64,7 +65,15 @@ export interface CollectOptions {
 export async function collectStatistics(
   subject: Subject,
   services: CalibrationServices,
-  { hessians = false, visit }: CollectOptions = {},
+  options: CollectOptions = {},
+): Promise<Statistics> {
+  return namingNotFinite(subject, services, () => collect(subject, services, options));
+}
+
+async function collect(
+  subject: Subject,
+  services: CalibrationServices,
+  { hessians = false, visit }: CollectOptions,
 ): Promise<Statistics> {
   const { model, samples, units } = subject;
   const { engines, algebra, cache, signal, progress = () => {} } = services;

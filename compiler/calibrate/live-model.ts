@@ -14,6 +14,7 @@ import { turn } from '../turn.ts';
 import type { ErrorMetric, OutputError } from './reference-outputs.ts';
 import { ReferenceOutputs } from './reference-outputs.ts';
 import type { StageRunner, Values } from './stage-runner.ts';
+import { namingNotFinite } from './find-not-finite.ts';
 import { openStage } from './stage-runner.ts';
 import type { Stage } from './stages.ts';
 import { splitStages } from './stages.ts';
@@ -100,7 +101,7 @@ export class LiveModel {
         );
       }
       const live = new LiveModel(subject, services, stages, runners, options);
-      await live.reference(services);
+      await namingNotFinite(subject, services, () => live.reference(services));
       return live;
     } catch (error) {
       for (const runner of runners) await runner.dispose();
@@ -228,7 +229,7 @@ export class LiveModel {
       const values = await this.run(index);
       for (const [name, { data }] of values)
         if (data instanceof Float32Array && data.some((value) => !Number.isFinite(value)))
-          throw notFinite({ value: name, node: this.producerOf(name) });
+          throw notFinite({ value: name, node: this.producerOf(name), sample: index });
       this.outputs.keep(index, values);
       progress('run the original', index + 1, this.samples);
     }

@@ -13,6 +13,7 @@ import { internalDomain } from '../ops/quantized.ts';
 import type { QuantizeActivationsOptions } from '../passes/quantize-activations.ts';
 import { PRODUCT, productOf, quantizeActivationsDefaults } from '../passes/quantize-activations.ts';
 import { turn } from '../turn.ts';
+import { namingNotFinite } from './find-not-finite.ts';
 import { fixedModel } from './fixed-model.ts';
 import type { Samples } from './samples.ts';
 import { stageModel } from './stage-model.ts';
@@ -47,24 +48,27 @@ export async function activationRanges(
   if (computed.length === 0) return {};
   const runner = await openStage(stageModel(fixed, [], computed), { engines, units: [] });
   const ranges: Record<string, readonly [number, number]> = {};
-  const widen = (name: string, { data }: Tensor): void => {
+  const widen = (name: string, { data }: Tensor, sample: number): void => {
     if (!(data instanceof Float32Array)) return;
     let [least, greatest] = ranges[name] ?? [Infinity, -Infinity];
     for (const value of data) {
-      if (!Number.isFinite(value)) throw notFinite({ value: name, node: '' });
+      if (!Number.isFinite(value)) throw notFinite({ value: name, node: '', sample });
       if (value < least) least = value;
       if (value > greatest) greatest = value;
     }
     ranges[name] = [least, greatest];
   };
-  try {
+  const measure = async (): Promise<void> => {
     for (let index = 0; index < samples.count; index++) {
       await turn(signal);
       const feeds = samples.at(index);
-      for (const [name, value] of feeds) if (wanted.has(name)) widen(name, value);
-      for (const [name, value] of await runner.run(feeds)) widen(name, value);
+      for (const [name, value] of feeds) if (wanted.has(name)) widen(name, value, index);
+      for (const [name, value] of await runner.run(feeds)) widen(name, value, index);
       progress('measure ranges', index + 1, samples.count);
     }
+  };
+  try {
+    await namingNotFinite({ model: fixed, samples }, services, measure);
   } finally {
     await runner.dispose();
   }

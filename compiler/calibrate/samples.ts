@@ -296,8 +296,20 @@ function fitting(input: Value, array: Tensor, name: string): Tensor {
       },
     );
   if (array.dtype === dtype) return array;
+  const [given, wanted] = [dtypes[array.dtype].kind, dtypes[dtype].kind];
+  const isPixels = array.dtype === 'u8' && wanted === 'float';
+  const isWhole = (kind: string): boolean => kind === 'int' || kind === 'uint' || kind === 'bool';
+  // counted in what unit? a guess would calibrate on numbers that the model never sees
+  if (given !== wanted && !isPixels && !(isWhole(given) && isWhole(wanted)))
+    throw new FettleError(
+      'USAGE',
+      `"${name}" is ${array.dtype}; input "${input.name}" takes ${dtype}.`,
+      {
+        at: { data: name, input: input.name },
+        fix: wanted === 'float' ? 'Give floats, or pixels as bytes.' : 'Give integers.',
+      },
+    );
   const numbers = readNumbers(array);
-  const isPixels = array.dtype === 'u8' && dtypes[dtype].kind === 'float';
   return writeNumbers(
     dtype,
     array.shape,

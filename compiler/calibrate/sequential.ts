@@ -32,6 +32,7 @@ import {
 import { cacheKey } from './cache.ts';
 import type { Statistics } from './collect.ts';
 import { earlyUnits } from './collect.ts';
+import { namingNotFinite } from './find-not-finite.ts';
 import { packRounded, unpackRounded } from './rounded-entry.ts';
 import { StageSums } from './stage-sums.ts';
 import { openStage } from './stage-runner.ts';
@@ -82,7 +83,7 @@ export async function roundSequentially(
   options: SequentialOptions,
 ): Promise<ReadonlyMap<string, RoundedUnit>> {
   const run = new SequentialRun(subject, formats, roundUnit, services, options);
-  return run.all();
+  return namingNotFinite(subject, services, () => run.all());
 }
 
 /** Weights of tokens by sample. */

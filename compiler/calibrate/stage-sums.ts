@@ -84,7 +84,7 @@ export class StageSums {
         const tokens = rows.length / unit.columns;
         sums.add(
           rows,
-          { value: x.name, node: this.producers.get(x.name)?.name ?? '' },
+          { value: x.name, node: this.producers.get(x.name)?.name ?? '', sample: index },
           weights?.length === tokens ? weights : undefined,
           other && rowsOfSite(site, other, createRandom(index)),
         );

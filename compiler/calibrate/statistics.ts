@@ -70,14 +70,14 @@ export class UnitSums {
    * Adds rows.
    *
    * @param rows - [tokens, columns]
-   * @param where - value and node they come from, for messages
+   * @param where - value, node and sample they come from, for messages
    * @param weights - factors of the rows in the Hessian, [tokens]
    * @param others - rows of the unquantized model, [tokens, columns]
    * @throws {@link FettleError} MODEL_INVALID when a value is not finite
    */
   add(
     rows: Float32Array,
-    where: { readonly value: string; readonly node: string },
+    where: NotFinitePlace,
     weights?: Float32Array,
     others?: Float32Array,
   ): void {
@@ -134,14 +134,34 @@ export function withoutHessian(statistics: UnitStatistics): UnitStatistics {
   return rest;
 }
 
-/** The error for activations that are NaN or infinite. */
-export function notFinite(where: { readonly value: string; readonly node: string }): FettleError {
+/** Where values were met that are not finite. */
+export interface NotFinitePlace {
+  /** The value. */
+  readonly value: string;
+  /** What computes it; '' when it is not known. */
+  readonly node: string;
+  /** Which sample it was; absent when it is not known. */
+  readonly sample?: number;
+}
+
+/**
+ * The error for activations that are NaN or infinite.
+ *
+ * @param weights - constant of the node that is the reason, when one is
+ */
+export function notFinite({ value, node, sample }: NotFinitePlace, weights?: string): FettleError {
+  const which = sample === undefined ? '' : ` of sample ${sample}`;
+  const who = node === '' ? 'a node' : `node "${node}"`;
+  const why = weights === undefined ? '' : `; its weights "${weights}" hold NaN or infinity`;
   return new FettleError(
     'MODEL_INVALID',
-    `Calibration met values that are not finite: "${where.value}", which ${where.node === '' ? 'a node' : `node "${where.node}"`} computes.`,
+    `Calibration met values that are not finite: "${value}"${which}, which ${who} computes${why}.`,
     {
-      at: { node: where.node, value: where.value },
-      fix: 'Check the data, and the weights of the model for NaN or infinities.',
+      at: { node, value, ...(sample === undefined ? {} : { sample }) },
+      fix:
+        weights === undefined
+          ? 'Check the data, and the weights of the model for NaN or infinities.'
+          : 'Repair the weights.',
     },
   );
 }

@@ -35,6 +35,7 @@ import type { ModelSource } from '../source.ts';
 import { readData, readTensor, readText, sha256Of } from './data.ts';
 import { openAsIs } from './opening.ts';
 import type { Output } from './output.ts';
+import { sharedText } from './shared-text.ts';
 
 /** Data of one kind, with the hash that reports name it by. */
 export type NamedData =
@@ -61,18 +62,20 @@ export interface DataSplit {
   readonly calibration: NamedData;
   /** For measuring; `self` when there is nothing to measure on. */
   readonly evaluation: NamedData;
+  /** What they share, when it is too little to refuse them. */
+  readonly warning?: string;
 }
 
 /** Share of the calibration data that is kept for measuring when there is no other. */
 const HELD_OUT = 0.25;
+/** Least samples that are divided. */
+const LEAST_SAMPLES = 3;
 /** Least tokens of text; less says nothing about a model. */
 const LEAST_TOKENS = 64;
 /** Least tokens of a window of a short text. */
 const LEAST_WINDOW = 8;
-/** Share of equal lines from which two texts overlap. */
+/** Share of what is measured on that may be in the calibration data: quotations, headings. */
 const OVERLAP = 0.01;
-/** Lines shorter than this are headings and the like, which texts may share. */
-const LINE_CHARACTERS = 60;
 
 const imageEndings: ReadonlySet<string> = new Set([
   '.png',
@@ -93,13 +96,23 @@ export function readSplit(calibrate: string, evaluate: string | undefined): Data
   const all = readNamed(calibrate);
   if (evaluate === undefined) return heldOut(all);
   const other = readNamed(evaluate);
-  if (other.sha256 === all.sha256 || shares(all, other))
+  const what =
+    other.sha256 === all.sha256 ? { share: 1, example: undefined } : sharedPart(all, other);
+  if (what !== undefined && what.share > OVERLAP)
     throw new FettleError(
       'USAGE',
-      `"${evaluate}" holds data that is calibrated on ("${calibrate}"): what it measures would mean nothing.`,
+      `"${evaluate}" holds data that is calibrated on ("${calibrate}"), ${percent(what.share)} of it${what.example === undefined ? '' : `, such as "${what.example}"`}: what it measures would mean nothing.`,
       { at: { option: 'evaluate', sha256: other.sha256 }, fix: 'Give other data to one of them.' },
     );
-  return { calibration: all, evaluation: other };
+  return {
+    calibration: all,
+    evaluation: other,
+    ...(what === undefined
+      ? {}
+      : {
+          warning: `"${evaluate}" and "${calibrate}" share ${percent(what.share)}, such as "${what.example}".`,
+        }),
+  };
 }
 
 /**
@@ -112,7 +125,9 @@ export function readNamed(path: string): NamedData {
   if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return imagesIn(path);
   if (extname(path) === '.npy') {
     const bytes = readData(path);
-    return { kind: 'array', name: path, sha256: sha256Of(bytes), array: readNpy(bytes, path) };
+    const array = readNpy(bytes, path);
+    if (array.shape.length === 0) throw empty(path);
+    return { kind: 'array', name: path, sha256: sha256Of(bytes), array };
   }
   if (extname(path) === '.npz') {
     const bytes = readData(path);
@@ -144,6 +159,18 @@ function imagesIn(folder: string): NamedData {
 /** The last part of the data apart from the rest. */
 function heldOut(data: NamedData): DataSplit {
   const cut = (count: number): number => count - Math.max(1, Math.floor(count * HELD_OUT));
+  const samples =
+    data.kind === 'array'
+      ? (data.array.shape[0] ?? 0)
+      : data.kind === 'images'
+        ? data.files.length
+        : Infinity;
+  if (samples < LEAST_SAMPLES)
+    throw new FettleError(
+      'USAGE',
+      `"${data.name}" holds ${samples} ${samples === 1 ? 'sample' : 'samples'}; calibration needs ${LEAST_SAMPLES} at least, of which some are kept for measuring.`,
+      { at: { data: data.name, samples }, fix: 'Give more, or other data to --evaluate.' },
+    );
   const part = (name: string, of: string): Pick<NamedData, 'name' | 'sha256'> => ({
     name: `${data.name} (${name})`,
     sha256: sha256Of(new TextEncoder().encode(of)),
@@ -197,32 +224,38 @@ export function rowsOf({ dtype, shape, data }: Tensor, from: number, to?: number
   return tensor(dtype, [Math.max(0, end - from), ...rest], part);
 }
 
-/** Whether two sets have samples in common. */
-function shares(a: NamedData, b: NamedData): boolean {
-  const [first, second] = [itemsOf(a), itemsOf(b)];
-  const known = new Set(first);
-  const common = second.filter((item) => known.has(item)).length;
-  return common > OVERLAP * Math.max(1, second.length);
+/** What of the second set is in the first one too; undefined when nothing is. */
+function sharedPart(
+  a: NamedData,
+  b: NamedData,
+): { readonly share: number; readonly example: string } | undefined {
+  if (a.kind === 'text' && b.kind === 'text') return sharedText(a.text, b.text);
+  const known = new Set(itemsOf(a).map(({ sha256 }) => sha256));
+  const items = itemsOf(b);
+  const common = items.filter(({ sha256 }) => known.has(sha256));
+  const [first] = common;
+  return first && { share: common.length / items.length, example: first.name };
 }
 
-/** What two sets must not have in common: long lines, samples, files. */
-function itemsOf(data: NamedData): readonly string[] {
+/** Samples and files. */
+function itemsOf(data: NamedData): readonly { readonly name: string; readonly sha256: string }[] {
   switch (data.kind) {
-    case 'text':
-      return data.text
-        .split(/\n+/)
-        .map((line) => line.trim())
-        .filter((line) => line.length >= LINE_CHARACTERS);
     case 'array':
       return Array.from({ length: data.array.shape[0] ?? 0 }, (_, index) => {
         const row = rowsOf(data.array, index, index + 1).data as Float32Array;
-        return sha256Of(new Uint8Array(row.buffer, row.byteOffset, row.byteLength));
+        const bytes = new Uint8Array(row.buffer, row.byteOffset, row.byteLength);
+        return { name: `sample ${index}`, sha256: sha256Of(bytes) };
       });
     case 'images':
-      return data.files.map((file) => sha256Of(readData(file)));
+      return data.files.map((file) => ({ name: file, sha256: sha256Of(readData(file)) }));
+    case 'text':
     case 'self':
       return [];
   }
+}
+
+function percent(share: number): string {
+  return `${(100 * share).toFixed(share < 0.01 ? 2 : 0)}%`;
 }
 
 /**
@@ -245,7 +278,7 @@ export function samplesFrom(
       case 'array': {
         // token ids, one window a row
         if (decoder !== undefined)
-          return windowSamples(model, decoder, windowsOf(data.array), data.name);
+          return windowSamples(model, decoder, windowsOf(data.array, data.name), data.name);
         const [input, second] = model.graph.inputs;
         // a model with one input takes the only array, whatever its name
         const named = data.arrays !== undefined && (second !== undefined || data.arrays.size > 1);
@@ -275,8 +308,21 @@ export function samplesFrom(
   };
 }
 
-/** Rows of an array of token ids. */
-function windowsOf({ shape, data }: Tensor): readonly (readonly number[])[] {
+/**
+ * Rows of an array of token ids.
+ *
+ * @throws {@link FettleError} USAGE when it is something else
+ */
+export function windowsOf(
+  { dtype, shape, data }: Tensor,
+  name: string,
+): readonly (readonly number[])[] {
+  if (shape.length !== 2 || !/^[iu]\d/.test(dtype))
+    throw new FettleError(
+      'USAGE',
+      `"${name}" is ${dtype} [${shape.join(', ')}]; the model takes token ids, integers [windows, tokens].`,
+      { at: { data: name }, fix: 'Give a text, or token ids.' },
+    );
   const length = shape.at(-1) ?? 1;
   const ids = Array.from(data as ArrayLike<number | bigint>, Number);
   return Array.from({ length: Math.floor(ids.length / Math.max(1, length)) }, (_, row) =>
@@ -289,6 +335,25 @@ const RANDOM_SAMPLES = 64;
 /** Windows and tokens of each that a model writes for itself. */
 const OWN_WINDOWS = 24;
 const OWN_TOKENS = 128;
+
+/**
+ * Checks, before hours of work, that something can be measured on data.
+ *
+ * @throws {@link FettleError} USAGE when it is too short
+ */
+export async function checkEvaluation(data: NamedData, source: ModelSource): Promise<void> {
+  if (data.kind !== 'text') return;
+  const { length } = await tokenize(source, data.text, data.name);
+  if (length < LEAST_TOKENS) throw tooShort(data.name, length, 'measuring');
+}
+
+function tooShort(name: string, tokens: number, what: string): FettleError {
+  return new FettleError(
+    'USAGE',
+    `"${name}" has ${tokens} tokens; ${what} needs ${LEAST_TOKENS} at least.`,
+    { at: { data: name, tokens }, fix: 'Give a longer text.' },
+  );
+}
 
 /** Ids of a text. */
 export async function tokenize(
@@ -316,12 +381,7 @@ function textSamples(
   decoder: DecoderSpec | undefined,
   seed: number,
 ): Samples {
-  if (ids.length < LEAST_TOKENS)
-    throw new FettleError(
-      'USAGE',
-      `"${name}" has ${ids.length} tokens; calibration needs ${LEAST_TOKENS} at least.`,
-      { at: { data: name, tokens: ids.length }, fix: 'Give a longer text.' },
-    );
+  if (ids.length < LEAST_TOKENS) throw tooShort(name, ids.length, 'calibration');
   const context = decoder?.contextLength ?? defaultWindows.length;
   // a short text in eight windows still leaves one to compare formats on
   const length = Math.max(

@@ -27,7 +27,13 @@ import { formatBytes } from '../units.ts';
 import type { Command } from './command.ts';
 import { command } from './command.ts';
 import { modelSource } from './opening.ts';
-import { calibrationCache, readNamed, readSplit, samplesFrom } from './calibration-data.ts';
+import {
+  calibrationCache,
+  checkEvaluation,
+  readNamed,
+  readSplit,
+  samplesFrom,
+} from './calibration-data.ts';
 import type { DataSplit } from './calibration-data.ts';
 import { measureLoss } from './measure-loss.ts';
 import type { Output } from './output.ts';
@@ -206,7 +212,7 @@ export const compile: Command = command({
       progress: output.progress,
       signal: output.signal,
       run: bundleRunner(files, openBundle),
-      ...dataOptions(args, recipe, source, output),
+      ...(await dataOptions(args, recipe, source, output)),
       ...(dump === undefined
         ? {}
         : { dump: (name, text) => writeFileSync(join(dump, `${name}.txt`), text) }),
@@ -224,19 +230,21 @@ export const compile: Command = command({
 });
 
 /** What `--calibrate` and `--evaluate` bring. */
-function dataOptions(
+async function dataOptions(
   args: Pick<Arguments, 'calibrate' | 'evaluate' | 'calibrationCache'>,
   recipe: Recipe,
   source: ModelSource,
   output: Output,
-): Pick<CompileOptions, 'calibration' | 'measure'> {
+): Promise<Pick<CompileOptions, 'calibration' | 'measure'>> {
   const { calibrate, evaluate, calibrationCache: folder } = args;
   if (calibrate === undefined && evaluate === undefined) return {};
-  const { calibration, evaluation }: Partial<DataSplit> =
+  const { calibration, evaluation, warning }: Partial<DataSplit> =
     calibrate === undefined
       ? { evaluation: readNamed(evaluate ?? '') }
       : readSplit(calibrate, evaluate);
   if (evaluation === undefined) return {};
+  if (warning !== undefined) output.warn(warning);
+  await checkEvaluation(evaluation, source);
   const measure = measureLoss(source, evaluation, output);
   if (calibration !== undefined)
     output.info(

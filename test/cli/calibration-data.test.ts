@@ -18,12 +18,10 @@ function file(name: string, contents: string | Uint8Array): string {
   return path;
 }
 
-/** Lines that differ between two sets. */
+/** Lines of made-up words that differ between two sets. */
 const lines = (of: string, count = 40): string =>
-  Array.from(
-    { length: count },
-    (_, i) =>
-      `${of} ${i}: a sentence that is long enough to tell one text from another one, by ${i}.`,
+  Array.from({ length: count }, (_, i) =>
+    Array.from({ length: 16 }, (__, j) => `${of}${(i * 31 + j * 17) % 97}x${i}`).join(' '),
   ).join('\n');
 
 const misused = (pattern: RegExp) => (error: unknown) =>
@@ -46,8 +44,18 @@ test('the same file twice, or texts that share lines, are refused', () => {
   const copy = file('b.txt', `${lines('two')}\n${lines('one', 10)}`);
   assert.throws(() => readSplit(one, copy), misused(/calibrated on/));
   const other = file('c.txt', lines('three'));
-  const { evaluation } = readSplit(one, other);
+  const { evaluation, warning } = readSplit(one, other);
   assert.equal(evaluation.name, other);
+  assert.equal(warning, undefined);
+  // the same words in other lines, in capitals
+  const wrapped = file('d.txt', lines('one').toUpperCase().replaceAll(/\s+/g, ' '));
+  assert.throws(
+    () => readSplit(one, wrapped),
+    misused(/calibrated on .*100% of it, such as "one0x0/),
+  );
+  // a quotation is no reason to refuse a text, but is said
+  const quoting = file('e.txt', `${lines('five', 200)}\n${lines('one', 1)}`);
+  assert.match(readSplit(one, quoting).warning ?? '', /share 0\.\d+%, such as "one/);
 });
 
 test('arrays are split by samples, and samples that come twice are found', () => {
@@ -74,6 +82,16 @@ test('archives give an array for each input, and are split alike', () => {
   assert.ok(calibration.kind === 'array' && evaluation.kind === 'array');
   assert.deepEqual(calibration.arrays?.get('a')?.shape, [3, 2]);
   assert.deepEqual([...(evaluation.arrays?.get('b')?.data ?? [])], [4n]);
+});
+
+test('what cannot be divided is refused, unless there is other data to measure on', () => {
+  const one = tensor('f32', [1, 2], Float32Array.of(1, 2));
+  const path = file('single.npy', writeNpy(one));
+  assert.throws(() => readSplit(path, undefined), misused(/holds 1 sample; .* 3 at least/));
+  const other = file('other.npy', writeNpy(tensor('f32', [1, 2], Float32Array.of(3, 4))));
+  assert.equal(readSplit(path, other).calibration.name, path);
+  const scalar = file('scalar.npy', writeNpy(tensor('f32', [], Float32Array.of(1))));
+  assert.throws(() => readSplit(scalar, undefined), misused(/holds nothing/));
 });
 
 test('nothing to calibrate on is said so', () => {
