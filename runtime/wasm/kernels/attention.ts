@@ -5,7 +5,7 @@
  * A tile is four rows that share keys and values: queries and heads of one group, row = query * heads of
  * the group + head. Keys and values are read once for the four; scores lie as [key][row], so that a
  * vector holds one key's scores for the tile and the softmax runs on four rows at once. Rows beyond the
- * last repeat it. Tiles are split between threads and do not depend on each other.
+ * last repeat it. Threads share the tiles of all groups, or the groups where there is one tile.
  *
  * Scratch: scores f32 [64][4] at 0, results f32 [4][256] at 1024, queries f32 [4][256] at 5120.
  * Only IEEE basic operations, so results are the same on every engine and variant.
@@ -72,14 +72,21 @@ export function attention(step: usize, scratch: usize, thread: i32, threads: i32
   const heads = word(step, ATTENTION_HEADS) / groups;
   const rows = word(step, ATTENTION_QUERIES) * heads;
   const tiles = (rows + 3) >> 2;
-  const items = word(step, ATTENTION_BATCH) * groups * tiles;
-  const end = shareStart(items, thread + 1, threads);
-  for (let i = shareStart(items, thread, threads); i < end; i++) {
-    const tile = i % tiles;
-    const group = (i / tiles) % groups;
-    const batch = i / tiles / groups;
-    if (rows == 1) attendSingle(step, scratch, batch, group);
-    else attendTile(step, scratch, batch, group, tile << 2, heads, rows);
+  const batch = word(step, ATTENTION_BATCH);
+  if (tiles == 1) {
+    const items = batch * groups;
+    const end = shareStart(items, thread + 1, threads);
+    for (let i = shareStart(items, thread, threads); i < end; i++) {
+      if (rows == 1) attendSingle(step, scratch, i / groups, i % groups);
+      else attendTile(step, scratch, i / groups, i % groups, 0, heads, rows);
+    }
+    return;
+  }
+  const end = shareStart(batch * tiles, thread + 1, threads);
+  for (let group = 0; group < groups; group++) {
+    for (let i = shareStart(batch * tiles, thread, threads); i < end; i++) {
+      attendTile(step, scratch, i / tiles, group, (i % tiles) << 2, heads, rows);
+    }
   }
 }
 

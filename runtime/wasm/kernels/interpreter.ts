@@ -1,7 +1,8 @@
 /**
  * Runs plans: one call per token, no crossing to JavaScript per step.
  *
- * Threads: every thread runs every step on its share, and a barrier follows each step. Steps of a single
+ * Threads: every thread runs every step on its share, and a barrier follows each step. Steps of many tokens
+ * are split by tokens (core.ts `byTokens`), others by what they write. Steps of a single
  * row that take a microsecond are the first thread's alone, and neighbours among them share a barrier. The
  * main thread calls `launch`, the others sit in `serve`. Waiting spins for a while (steps take
  * microseconds); then threads sleep in `memory.atomic.wait32`, which a browser's main thread must not: there
@@ -12,6 +13,9 @@ import {
   APPEND,
   APPEND_BATCH,
   APPEND_TOKENS,
+  ATTENTION,
+  ATTENTION_BATCH,
+  ATTENTION_QUERIES,
   EMBED,
   EMBED_ROWS,
   NORM,
@@ -30,7 +34,7 @@ import {
 } from './abi.ts';
 import { attention } from './attention.ts';
 import { conv } from './conv.ts';
-import { address, word } from './core.ts';
+import { address, byTokens, word } from './core.ts';
 import { dense } from './dense.ts';
 import { embed } from './embed.ts';
 import { expression } from './expression.ts';
@@ -109,10 +113,14 @@ export function run(plan: usize, from: i32, to: i32, thread: i32, threads: i32):
     const step = address(table, i);
     const kernel = unchecked(kernels[word(step, 0)]);
     if (ASC_FEATURE_THREADS && threads > 1) {
-      const alone = isSmall(step);
-      if (!alone) kernel(step, scratch, thread, threads);
+      const rows = rowsOf(step);
+      const alone = rows == 1;
+      if (byTokens(rows, threads)) {
+        const fours = (rows + 3) >> 2;
+        for (let four = thread; four < fours; four += threads) kernel(step, scratch, four, fours);
+      } else if (!alone) kernel(step, scratch, thread, threads);
       else if (thread == 0) kernel(step, scratch, 0, 1);
-      if (alone && i + 1 < to && isSmall(address(table, i + 1))) continue;
+      if (alone && i + 1 < to && rowsOf(address(table, i + 1)) == 1) continue;
       barrier(address(plan, PLAN_CONTROL), thread, threads);
     } else {
       kernel(step, scratch, thread, threads);
@@ -121,21 +129,26 @@ export function run(plan: usize, from: i32, to: i32, thread: i32, threads: i32):
   return to;
 }
 
-/** Whether a step takes less than meeting the other threads does. */
-function isSmall(step: usize): bool {
+/**
+ * Rows of a step that splits into them in order, 0 for others (LINEAR and DENSE see to it themselves). A
+ * single one takes less than meeting the other threads does; not so the queries of attention.
+ */
+function rowsOf(step: usize): i32 {
   switch (word(step, 0)) {
     case QUANTIZE:
-      return word(step, QUANTIZE_ROWS) == 1;
+      return word(step, QUANTIZE_ROWS);
     case EMBED:
-      return word(step, EMBED_ROWS) == 1;
+      return word(step, EMBED_ROWS);
     case NORM:
-      return word(step, NORM_ROWS) == 1;
+      return word(step, NORM_ROWS);
     case ROTARY:
-      return word(step, ROTARY_ROWS) == 1;
+      return word(step, ROTARY_ROWS);
     case APPEND:
-      return word(step, APPEND_BATCH) * word(step, APPEND_TOKENS) == 1;
+      return word(step, APPEND_BATCH) * word(step, APPEND_TOKENS);
+    case ATTENTION:
+      return word(step, ATTENTION_BATCH) * word(step, ATTENTION_QUERIES) & ~1;
     default:
-      return false;
+      return 0;
   }
 }
 

@@ -52,7 +52,10 @@ function scaleOf(bytes: i32, x: usize): v128 {
   return bytes == 32 ? v128.load32_splat(x, 32) : v128.load32_splat(x, 16);
 }
 
-/** Fours of tokens, whose records are `record` bytes apart from `x` on, in the form that FORM reads -> f32 [tokens][8]. */
+/**
+ * Fours of tokens -> f32 [tokens][8]. From `x` on their records, in the form that FORM reads, are `record` bytes
+ * apart, and the first ones of fours `next`.
+ */
 @inline
 export function tilePanel(
   form: i32,
@@ -61,6 +64,7 @@ export function tilePanel(
   panel: usize,
   x: usize,
   record: usize,
+  next: usize,
   tokens: i32,
   out: usize,
   blocks: i32,
@@ -362,7 +366,7 @@ export function tilePanel(
       x3 += last + 8;
       w += form == WIDE ? 320 : 64 + 8 * block;
     }
-    x += record << 2;
+    x += next;
     out += 128;
   }
 }
