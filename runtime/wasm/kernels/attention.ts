@@ -51,12 +51,13 @@ import {
   TYPE_I64,
 } from './abi.ts';
 import { attendSingle } from './attention-single.ts';
+import { addValuesInOrder } from './attention-values.ts';
 import { HALF_MASK, address, constant, float, shareStart, word } from './core.ts';
 import { exp, tanh } from './math.ts';
 
 /** Keys a block. */
 const BLOCK = 64;
-const RESULT: usize = 1024;
+export const RESULT: usize = 1024;
 const QUERY: usize = 5120;
 /** Bytes of a row of results or queries. */
 const ROW: usize = 1024;
@@ -104,6 +105,7 @@ function attendTile(
   const half = word(step, ATTENTION_KVTYPE) == TYPE_F16;
   // four heads or queries, or the three heads of a group
   const kind = (half ? 1 : 0) + (rows - first == 3 ? 2 : 0);
+  const adder = kind < 2 && rows == heads ? kind + 4 : kind;
   const keyToken = word(step, ATTENTION_KTOKEN);
   const valueToken = word(step, ATTENTION_VTOKEN);
   const keys =
@@ -158,7 +160,7 @@ function attendTile(
     }
     peak = newPeak;
     sum = f32x4.add(f32x4.mul(sum, keep), total);
-    unchecked(adders[kind])(scratch, values + t * valueToken, valueToken, valueSize, count, keep);
+    unchecked(adders[adder])(scratch, values + t * valueToken, valueToken, valueSize, count, keep);
   }
   const y = address(step, ATTENTION_Y) + batch * word(step, ATTENTION_YBATCH);
   const empty = f32x4.eq(sum, f32x4.splat(0));
@@ -204,7 +206,7 @@ export function scaleRow(x: usize, y: usize, count: i32, factor: f32): void {
 
 /** Four values at element `i` of a row; f16 are 2^112 too small. */
 @inline
-function elements(half: bool, row: usize, i: i32, mask: v128): v128 {
+export function elements(half: bool, row: usize, i: i32, mask: v128): v128 {
   if (!half) return v128.load(row + (i << 2));
   return v128.and(i32x4.shl(v128.load16x4_s(row + (i << 1)), 13), mask);
 }
@@ -236,18 +238,25 @@ const scorers: StaticArray<Scorer> = [
     scoreKeys(true, 3, scratch, keys, stride, size, count);
   },
 ];
+/** The same; then for a single query of four heads. */
 const adders: StaticArray<Adder> = [
   (scratch, values, stride, size, count, keep) => {
-    addValues(false, 4, scratch, values, stride, size, count, keep);
+    addValues(false, scratch, values, stride, size, count, keep);
   },
   (scratch, values, stride, size, count, keep) => {
-    addValues(true, 4, scratch, values, stride, size, count, keep);
+    addValues(true, scratch, values, stride, size, count, keep);
   },
   (scratch, values, stride, size, count, keep) => {
-    addValues(false, 3, scratch, values, stride, size, count, keep);
+    addValuesInOrder(false, 3, scratch, values, stride, size, count, keep);
   },
   (scratch, values, stride, size, count, keep) => {
-    addValues(true, 3, scratch, values, stride, size, count, keep);
+    addValuesInOrder(true, 3, scratch, values, stride, size, count, keep);
+  },
+  (scratch, values, stride, size, count, keep) => {
+    addValuesInOrder(false, 4, scratch, values, stride, size, count, keep);
+  },
+  (scratch, values, stride, size, count, keep) => {
+    addValuesInOrder(true, 4, scratch, values, stride, size, count, keep);
   },
 ];
 
@@ -371,11 +380,10 @@ function adjustScores(
   }
 }
 
-/** results[row] = results[row] * keep[row] + sum over keys of p[t][row] * value t, 8 dimensions at a time. */
+/** results[row] = results[row] * keep[row] + sum over keys of p[t][row] * value t, 8 dimensions of four rows at a time. */
 @inline
 function addValues(
   half: bool,
-  rows: i32,
   scratch: usize,
   values: usize,
   stride: i32,
@@ -410,11 +418,9 @@ function addValues(
       x = v128.load32_splat(p, 8);
       a2 = f32x4.add(a2, f32x4.mul(x, v));
       b2 = f32x4.add(b2, f32x4.mul(x, u));
-      if (rows == 4) {
-        x = v128.load32_splat(p, 12);
-        a3 = f32x4.add(a3, f32x4.mul(x, v));
-        b3 = f32x4.add(b3, f32x4.mul(x, u));
-      }
+      x = v128.load32_splat(p, 12);
+      a3 = f32x4.add(a3, f32x4.mul(x, v));
+      b3 = f32x4.add(b3, f32x4.mul(x, u));
       row += stride;
       p += 16;
     }

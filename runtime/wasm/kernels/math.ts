@@ -83,6 +83,7 @@ const numbers: usize = memory.data<f32>([
   -0.00138873595,
   0.0416666456,
   0.16666667,
+  12582912,
 ]);
 
 /** Constant `i` in all lanes. */
@@ -111,7 +112,11 @@ export function clamp(x: v128, low: v128, high: v128): v128 {
 export function exp(x: v128): v128 {
   // the lowest bound keeps even discarded lanes normal: subnormal results cost a hundred cycles
   const bounded = clamp(x, number(0 /* -87.3 */), number(1 /* 89 */));
-  const n = f32x4.nearest(f32x4.mul(bounded, number(2 /* 1.44269504 */)));
+  const one = number(6 /* 1 */);
+  // adding 1.5 * 2^23 rounds half to even and leaves the integer in the low bits
+  const magic = number(52 /* 12582912 */);
+  const rounded = f32x4.add(f32x4.mul(bounded, number(2 /* 1.44269504 */)), magic);
+  const n = f32x4.sub(rounded, magic);
   let r = f32x4.sub(bounded, f32x4.mul(n, number(3 /* 0.693359375 */)));
   r = f32x4.add(r, f32x4.mul(n, number(4 /* 2.12194440e-4 */)));
   let p = number(5 /* 0.00139505055 */);
@@ -119,12 +124,12 @@ export function exp(x: v128): v128 {
   p = step(p, r, number(29 /* 0.041666206 */));
   p = step(p, r, number(30 /* 0.166665182 */));
   p = step(p, r, number(9 /* 0.5 */));
-  p = f32x4.add(f32x4.add(f32x4.mul(f32x4.mul(p, r), r), r), number(6 /* 1 */));
-  // 2^n in two factors, because 2^128 alone is no f32
-  const whole = i32x4.trunc_sat_f32x4_s(n);
+  p = f32x4.add(f32x4.add(f32x4.mul(f32x4.mul(p, r), r), r), one);
+  // 2^n in two factors, because 2^128 alone is no f32; exponents are added to that of 1
+  const whole = i32x4.sub(rounded, magic);
   const first = i32x4.shr_s(whole, 1);
-  p = f32x4.mul(p, i32x4.shl(i32x4.add(first, i32x4.splat(127)), 23));
-  p = f32x4.mul(p, i32x4.shl(i32x4.add(i32x4.sub(whole, first), i32x4.splat(127)), 23));
+  p = f32x4.mul(p, i32x4.add(i32x4.shl(first, 23), one));
+  p = f32x4.mul(p, i32x4.add(i32x4.shl(i32x4.sub(whole, first), 23), one));
   return v128.andnot(p, f32x4.lt(x, number(0 /* -87.3 */)));
 }
 
