@@ -51,6 +51,14 @@ const attentionCases: readonly [string, Attention][] = [
     'decode with f16 state',
     { batch: 1, queries: 1, past: 70, heads: 4, kvHeads: 2, size: 32, causal: true, half: true },
   ],
+  [
+    'decode, eight heads a group and a window',
+    { batch: 1, queries: 1, past: 77, heads: 16, kvHeads: 2, size: 20, causal: true, window: 50 },
+  ],
+  [
+    'decode, three heads a group over f16',
+    { batch: 1, queries: 1, past: 68, heads: 6, kvHeads: 2, size: 12, causal: true, half: true },
+  ],
   ['prefill', { batch: 1, queries: 70, past: 0, heads: 2, kvHeads: 1, size: 16, causal: true }],
   [
     'a chunk of a prompt',
