@@ -74,6 +74,29 @@ export class FolderCache implements CalibrationCache {
   }
 }
 
+/** How many entries of a cache were found, and made. */
+export interface CacheUse {
+  /** Read, whole. */
+  found: number;
+  /** Written. */
+  made: number;
+}
+
+/** A cache that counts what is done with it. */
+export function countedCache(cache: CalibrationCache, use: CacheUse): CalibrationCache {
+  return {
+    read(key) {
+      const entry = cache.read(key);
+      if (entry !== undefined) use.found++;
+      return entry;
+    },
+    write(key, entry) {
+      use.made++;
+      cache.write(key, entry);
+    },
+  };
+}
+
 const MAGIC = 0x4c414346; // "FCAL"
 
 const types = {

@@ -5,6 +5,8 @@ import { FettleError } from '../../runtime/errors.ts';
 import type { CompileOptions, CompileResult } from '../compile-options.ts';
 import { ortEngine } from '../../runtime/ort/engine.ts';
 import { wasmEngine } from '../../runtime/wasm/engine.ts';
+import type { CacheUse } from '../calibrate/cache.ts';
+import { countedCache } from '../calibrate/cache.ts';
 import { compile as compileModel } from '../compile.ts';
 import { openBundle, processMemory } from '../../runtime/node.ts';
 import { NodeFiles } from '../node.ts';
@@ -203,6 +205,7 @@ export const compile: Command = command({
     const { dump } = args;
     const files = new NodeFiles();
     if (dump !== undefined) mkdirSync(dump, { recursive: true });
+    const parts: CacheUse = { found: 0, made: 0 };
     const result = await compileModel(source, {
       targets: args.target.split(','),
       files,
@@ -212,7 +215,7 @@ export const compile: Command = command({
       progress: output.progress,
       signal: output.signal,
       run: bundleRunner(files, openBundle),
-      ...(await dataOptions(args, recipe, source, output)),
+      ...(await dataOptions(args, recipe, source, output, parts)),
       ...(dump === undefined
         ? {}
         : { dump: (name, text) => writeFileSync(join(dump, `${name}.txt`), text) }),
@@ -221,9 +224,15 @@ export const compile: Command = command({
     const remainders = args.explain
       ? await explainRemainders(source.read(), contextLengthIn(source.config))
       : undefined;
-    const text = describe(result, peakRssBytes, args.explain);
+    const isCalibrated = parts.found + parts.made > 0;
+    const text = describe(result, peakRssBytes, args.explain, isCalibrated ? parts : undefined);
     output.result(
-      { ...result, peakRssBytes, ...(remainders === undefined ? {} : { remainders }) },
+      {
+        ...result,
+        peakRssBytes,
+        ...(isCalibrated ? { calibrationParts: parts } : {}),
+        ...(remainders === undefined ? {} : { remainders }),
+      },
       remainders === undefined ? text : `${text}\n\n${describeRemainders(remainders)}`,
     );
   },
@@ -235,6 +244,7 @@ async function dataOptions(
   recipe: Recipe,
   source: ModelSource,
   output: Output,
+  parts: CacheUse,
 ): Promise<Pick<CompileOptions, 'calibration' | 'measure'>> {
   const { calibrate, evaluate, calibrationCache: folder } = args;
   if (calibrate === undefined && evaluate === undefined) return {};
@@ -258,7 +268,7 @@ async function dataOptions(
           calibration: {
             samples: samplesFrom(calibration, source, output, recipe.seed),
             engines: { wasm: wasmEngine(), ort: ortEngine({ provider: 'wasm', threads: 1 }) },
-            cache: calibrationCache(folder),
+            cache: countedCache(calibrationCache(folder), parts),
           },
         }),
   };
@@ -311,7 +321,12 @@ function baseRecipe(name: string | undefined): Recipe | undefined {
   }
 }
 
-function describe(result: CompileResult, peakRssBytes: number, explain: boolean): string {
+function describe(
+  result: CompileResult,
+  peakRssBytes: number,
+  explain: boolean,
+  calibrated: CacheUse | undefined,
+): string {
   const parts = [
     table(
       ['bundle', 'target', 'weights', 'size', 'files', 'memory', 'sha256'],
@@ -339,6 +354,10 @@ function describe(result: CompileResult, peakRssBytes: number, explain: boolean)
       parts.push(`${target}: ${activationText(activations)}`);
   if (explain)
     parts.push('', explainPasses(result.passes), ...result.bundles.flatMap(explainFormats));
+  if (calibrated !== undefined)
+    parts.push(
+      `calibration: ${calibrated.made} parts made, ${calibrated.found} found where an earlier run left them`,
+    );
   parts.push(`${formatMs(result.wallMs)}, peak memory ${formatBytes(peakRssBytes)}`);
   return parts.join('\n');
 }

@@ -217,10 +217,8 @@ it('data that fits is named by hash in the bundle, both of it', async () => {
   const all = file('all.npy', writeNpy(tensor('f32', [12, 64], rows)));
   const place = join(folder, 'good');
   const cache = ['--calibration-cache', join(folder, 'cache')];
-  const { loss } = await fettleJson(
-    ...['compile', model, '--target', 'wasm', '--weights', 'w4g32', '--calibrate', all, ...cache],
-    ...['--out', place],
-  );
+  const compile = ['compile', model, '--target', 'wasm', '--weights', 'w4g32', ...cache];
+  const { loss } = await fettleJson(...compile, '--calibrate', all, '--out', place);
   // two outputs of 64: a classifier, by its looks
   assert.equal(loss.metric, 'top-1 disagreement');
   const { calibration, quality } = await fettleJson('inspect', place);
