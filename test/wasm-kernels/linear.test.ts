@@ -131,6 +131,10 @@ for (const format of ['W8', 'W4', 'W3', 'W2', 'C4'] as const)
       cases.push({ format, N: 20, K: 71, block: 16, groupBlocks: 1, asymmetric });
   }
 
+// one more input than scratch holds of the differences that plain SIMD works with, and as many as it holds
+for (const K of [4545, 4544])
+  cases.push({ format: 'W4', N: 16, K, block: 32, groupBlocks: 1, asymmetric: true });
+
 /** Everything at its ends: what sums have to hold at most. */
 function extremes(m: Matrix, levels: number): Matrix {
   const ends = (values: Uint8Array, below: number): Uint8Array =>
@@ -178,7 +182,7 @@ function checkLinear(bench: KernelBench, c: Case, m: Matrix, x: Float32Array, ro
 for (const variant of await hostVariants())
   for (const c of cases)
     for (const ends of [false, true])
-      test(`${variant}: LINEAR ${c.format} block ${c.block} x ${c.groupBlocks} ${c.asymmetric ? 'asymmetric' : 'symmetric'} equals integer arithmetic bit for bit${ends ? ', at its extremes' : ''}`, async () => {
+      test(`${variant}: LINEAR ${c.format} of ${c.K} inputs, block ${c.block} x ${c.groupBlocks} ${c.asymmetric ? 'asymmetric' : 'symmetric'} equals integer arithmetic bit for bit${ends ? ', at its extremes' : ''}`, async () => {
         const bench = await KernelBench.open(variant);
         // four tokens at a time, then two or three single ones
         const rows = ends ? 7 : 6;

@@ -39,6 +39,7 @@ import { RELAXED, address, float, shareStart, word } from './core.ts';
 import { finishTile } from './epilogue.ts';
 import { linearRows } from './linear-rows.ts';
 import { recordBytes } from './quantize.ts';
+import { fitsDifferences, tile1Apart } from './tile-apart.ts';
 import { blockBytes, headBytes } from './tile-common.ts';
 import { tile1Narrow } from './tile-narrow.ts';
 import { tile1Nibble } from './tile-nibble.ts';
@@ -46,6 +47,8 @@ import { tile1Wide } from './tile-wide.ts';
 
 /** Tiles that one token takes at a time: enough that what surrounds them does not count. */
 const TILES = 32;
+/** Bytes of their results in scratch. */
+const OUT_BYTES = TILES * 64;
 
 export function linear(step: usize, scratch: usize, thread: i32, threads: i32): void {
   const block = word(step, LINEAR_BLOCK);
@@ -71,7 +74,7 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
   const codebook = address(step, LINEAR_CODEBOOK);
   const codebook2 = address(step, LINEAR_CODEBOOK2);
   const multiply = unchecked(tiles1[format - W8]);
-  const tile2 = w2 ? scratch + TILES * 64 : 0;
+  const tile2 = w2 ? scratch + OUT_BYTES : 0;
   const tiles = (columns + 15) >> 4;
   const end = shareStart(tiles, thread + 1, threads);
   for (let tile = shareStart(tiles, thread, threads); tile < end; tile += TILES) {
@@ -133,8 +136,12 @@ const tiles1: StaticArray<Tile1> = [
     tile1Wide(W8, w, head, 0, x, out, count, blocks, block, groupBlocks);
   },
   (w, head, codebook, x, out, count, blocks, block, groupBlocks) => {
+    const taken = OUT_BYTES * 3;
     if (RELAXED) tile1Nibble(W4, w, head, 0, x, out, count, blocks, block, groupBlocks);
-    else tile1Wide(W4, w, head, 0, x, out, count, blocks, block, groupBlocks);
+    else if (fitsDifferences(blocks, block, taken)) {
+      // behind what two matrices have in scratch
+      tile1Apart(w, head, x, out + OUT_BYTES * 2, out, count, blocks, block, groupBlocks);
+    } else tile1Wide(W4, w, head, 0, x, out, count, blocks, block, groupBlocks);
   },
   (w, head, codebook, x, out, count, blocks, block, groupBlocks) => {
     if (RELAXED) tile1Narrow(W3, w, head, x, out, count, blocks, block, groupBlocks);
