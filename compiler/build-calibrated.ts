@@ -105,12 +105,22 @@ class CalibratedBuild {
         const { table } = search;
         const budget = this.unitBytes(table);
         const rounded = await search.choose(budget);
-        if (rounded === undefined) throw belowFloor(table, budget);
+        if (rounded === undefined) throw this.belowFloor(table, budget);
         const { formats: chosen } = rounded;
         options.log?.info(
           `${target.id}: ${formatBytes(chosen.bytes)} of ${formatBytes(budget)} for weights in ${new Set(chosen.rows.map(({ option }) => option)).size} formats, predicted ${table.metric} ${chosen.error.toPrecision(3)}.`,
         );
-        const built = await this.write(search, rounded, { options });
+        const built = await this.write(search, rounded, { options }).catch((error: unknown) => {
+          const overMemory = bytesOverMemory(error, recipe);
+          if (overMemory === undefined || attempt >= REBUILDS) throw error;
+          // other formats are unpacked, or want other records of activations, than those of the smallest
+          this.fixedMemory += withMargin(overMemory);
+          return undefined;
+        });
+        if (built === undefined) {
+          output.restart();
+          continue;
+        }
         const { bytes, weightBytes } = built.bundle;
         const overSize = recipe.maxSize === undefined ? 0 : bytes - recipe.maxSize;
         const overBits = bits === undefined ? 0 : weightBytes - (bits * parameters) / 8;
@@ -143,7 +153,7 @@ class CalibratedBuild {
       const { table } = search;
       const most = Math.min(mostBytes(table), this.unitBytes(table));
       const least = leastBytes(table);
-      if (most < least) throw belowFloor(table, most);
+      if (most < least) throw this.belowFloor(table, most);
       const began = performance.now();
       const held = new Map<AllocatedFormats, RoundedFormats>();
       const found = await searchTolerance(
@@ -155,7 +165,7 @@ class CalibratedBuild {
           predict: (bytes) => search.solve(bytes)?.error ?? Infinity,
           choose: (bytes) => {
             const value = search.solve(bytes) ?? search.solve(least);
-            if (value === undefined) throw belowFloor(search.table, bytes);
+            if (value === undefined) throw this.belowFloor(search.table, bytes);
             return { value, bytes: value.bytes };
           },
           measure: async ({ value }) => {
@@ -229,6 +239,16 @@ class CalibratedBuild {
     return Math.min(bytes, memory);
   }
 
+  /** Nothing meets a budget of the recipe. */
+  private belowFloor(table: SensitivityTable, budget: number): FettleError {
+    const { weights, maxMemory } = this.request.recipe;
+    const { fixedMemory } = this;
+    return belowFloor(table, budget, {
+      averageBits: averageBits(weights),
+      memory: maxMemory === undefined ? undefined : { most: maxMemory, fixed: fixedMemory },
+    });
+  }
+
   /** Writes the bundle of rounded units. */
   private async write(
     search: FormatSearch,
@@ -284,6 +304,13 @@ class CalibratedBuild {
       },
     );
   }
+}
+
+/** By how much a bundle needs more memory than the recipe allows, when that is what an error says. */
+function bytesOverMemory(error: unknown, { maxMemory }: Recipe): number | undefined {
+  if (!(error instanceof FettleError) || maxMemory === undefined) return undefined;
+  const { option, bytes } = error.at;
+  return option === 'maxMemory' && typeof bytes === 'number' ? bytes - maxMemory : undefined;
 }
 
 /** Bytes to leave for what came out too large; rounding and alignment may add some more. */

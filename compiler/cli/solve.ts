@@ -49,7 +49,7 @@ export const solve: Command = command({
       });
     const budget = unitBudget(found, { maxSize: recipe.maxSize, averageBits: bits });
     const answer = allocate(found, { bytes: budget }, recipe.allocate);
-    if (answer === undefined) throw belowFloor(found, budget);
+    if (answer === undefined) throw belowFloor(found, budget, { averageBits: bits });
     output.result(summary(found, answer), describe(found, answer));
   },
 });

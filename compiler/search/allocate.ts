@@ -99,27 +99,77 @@ export function unitBudget(
   return Math.min(bySize, byBits);
 }
 
-/** The error for a budget that nothing meets: the floor, and what sets it. */
-export function belowFloor(table: SensitivityTable, budget: number): FettleError {
+/** Which budgets were asked for, besides the size of the bundle. */
+export interface AskedBudgets {
+  /** Average bits a parameter. */
+  readonly averageBits?: number | undefined;
+  /** Bytes of a session, and those of them that no unit decides. */
+  readonly memory?: { readonly most: number; readonly fixed: number } | undefined;
+}
+
+/**
+ * The error for a budget that nothing meets: the floor of what was asked for, and what sets it.
+ *
+ * @param budget - bytes that were left for units
+ */
+export function belowFloor(
+  table: SensitivityTable,
+  budget: number,
+  { averageBits, memory }: AskedBudgets = {},
+): FettleError {
   const least = leastBytes(table);
-  const { fixedBytes, overheadBytes } = table;
+  const { fixedBytes, overheadBytes, model } = table;
+  const [largest] = table.units
+    .map(({ name, role }) => ({ role, bytes: leastOf(table, name, 'bytesDownload') }))
+    .sort((a, b) => b.bytes - a.bytes);
+  const codes = `${formatBytes(least)} of codes (the largest: ${largest?.role ?? 'none'}, ${formatBytes(largest?.bytes ?? 0)})`;
+  const kept = `${formatBytes(fixedBytes)} of weights that stay as they are`;
+  const fails = (floor: string, option: string, bytes: number, fix: string): FettleError =>
+    new FettleError(
+      'BUDGET_EXCEEDED',
+      `The budget leaves ${formatBytes(Math.max(0, budget))} for what can be stored in fewer bits; the smallest formats take ${formatBytes(least)}. ${floor}`,
+      { at: { target: table.target, option, bytes }, fix },
+    );
+  if (memory !== undefined && memory.most - memory.fixed <= budget) {
+    const resident = table.units.reduce(
+      (sum, { name }) => sum + leastOf(table, name, 'bytesResident'),
+      0,
+    );
+    const floor = resident + memory.fixed;
+    return fails(
+      `The floor of a session is ${floor} bytes: ${codes}, ${formatBytes(memory.fixed)} of other weights, activations and state.`,
+      'maxMemory',
+      floor,
+      `Allow ${floor} bytes (${formatBytes(floor)}) or more, a shorter context, or use a smaller model.`,
+    );
+  }
+  const bits = (8 * (least + fixedBytes)) / Math.max(1, model.parameters);
+  if (
+    averageBits !== undefined &&
+    Math.floor((averageBits * model.parameters) / 8) - fixedBytes <= budget
+  ) {
+    const allowed = (Math.ceil(bits * 100 + 1) / 100).toFixed(2);
+    return fails(
+      `The floor of the weights is ${bits.toFixed(3)} bits a parameter: ${codes}, ${kept}.`,
+      'weights',
+      least + fixedBytes,
+      `Allow auto:${allowed} or more.`,
+    );
+  }
   const floor = least + fixedBytes + overheadBytes;
-  const largest = table.units
-    .map((unit) => ({
-      role: unit.role,
-      bytes: Math.min(
-        ...table.rows.filter((row) => row.unit === unit.name).map((row) => row.bytesDownload),
-      ),
-    }))
-    .sort((a, b) => b.bytes - a.bytes)[0];
-  return new FettleError(
-    'BUDGET_EXCEEDED',
-    `The weights leave ${formatBytes(Math.max(0, budget))} for what can be stored in fewer bits; the smallest formats take ${formatBytes(least)}. ` +
-      `The floor of the bundle is ${floor} bytes: ${formatBytes(least)} of codes (the largest: ${largest?.role ?? 'none'}, ${formatBytes(largest?.bytes ?? 0)}), ` +
-      `${formatBytes(fixedBytes)} of weights that stay as they are, ${formatBytes(overheadBytes)} of other files.`,
-    {
-      at: { target: table.target, bytes: floor },
-      fix: `Allow ${floor} bytes (${formatBytes(floor)}) or more, or use a smaller model.`,
-    },
+  return fails(
+    `The floor of the bundle is ${floor} bytes: ${codes}, ${kept}, ${formatBytes(overheadBytes)} of other files.`,
+    'maxSize',
+    floor,
+    `Allow ${floor} bytes (${formatBytes(floor)}) or more, or use a smaller model.`,
   );
+}
+
+function leastOf(
+  table: SensitivityTable,
+  unit: string,
+  key: 'bytesDownload' | 'bytesResident',
+): number {
+  const rows = table.rows.filter((row) => row.unit === unit);
+  return rows.reduce((least, row) => Math.min(least, row[key]), rows.length === 0 ? 0 : Infinity);
 }

@@ -162,7 +162,15 @@ test('a budget below the floor names the floor and what sets it', () => {
   assert.equal(error.code, 'BUDGET_EXCEEDED');
   assert.equal(error.at['bytes'], 10240 + 2000);
   assert.match(error.message, /floor of the bundle is 12240 bytes.*L0\.up/);
-  assert.equal(unitBudget(table, { maxSize: undefined, averageBits: 3 }), (3 * 32768) / 8 - 500);
+  const bits = unitBudget(table, { maxSize: undefined, averageBits: 2 });
+  assert.equal(bits, (2 * 32768) / 8 - 500);
+  const inBits = belowFloor(table, bits, { averageBits: 2 });
+  // (10240 + 500) bytes of 32768 parameters
+  assert.match(inBits.message, /floor of the weights is 2\.622 bits a parameter/);
+  assert.equal(inBits.fix, 'Allow auto:2.64 or more.');
+  const memory = belowFloor(table, 1000, { memory: { most: 9000, fixed: 8000 } });
+  assert.match(memory.message, /floor of a session is \d+ bytes: .*8\.00 kB of other weights, act/);
+  assert.equal(memory.at['option'], 'maxMemory');
 });
 
 const alone = Array.from({ length: 8 }, (_, u) => ({

@@ -88,6 +88,27 @@ test('a size is never exceeded, and one below the floor names the floor', async 
   });
 });
 
+test('memory is never exceeded, and less than any choice needs names what it takes', async () => {
+  const sum = ({ weights, arena, state, stack = 0 }: CompileResult['bundles'][number]['memory']) =>
+    weights + arena + state + stack;
+  const { result: large } = await compiled({ weights: 'f16' });
+  const { result: small } = await compiled({ weights: 'w2g32' });
+  const [most, least] = [large, small].map(({ bundles }) => bundles[0] && sum(bundles[0].memory));
+  assert.ok(most !== undefined && least !== undefined && least < most);
+  const maxMemory = Math.floor((most + least) / 2);
+  const { result } = await compiled({ maxMemory });
+  const [bundle] = result.bundles;
+  assert.ok(bundle !== undefined && sum(bundle.memory) <= maxMemory);
+  assert.equal(bundle.weights, 'mixed');
+  await assert.rejects(
+    compiled({ maxMemory: 1000 }),
+    (error: unknown) =>
+      error instanceof FettleError &&
+      error.code === 'BUDGET_EXCEEDED' &&
+      /floor of a session is \d+ bytes/.test(error.message),
+  );
+});
+
 test('baselines and refinement keep the same budget', async () => {
   for (const recipe of [{ allocate: 'baq' }, { refine: 'evolve' }]) {
     const { result } = await compiled({ weights: 'auto:6', ...recipe });
