@@ -115,6 +115,16 @@ test(
   },
 );
 
+test('turning the stream of a tied table at both ends takes two small products of d x d', async () => {
+  const steps = transformSteps(['rotate-spine:tied']);
+  const { models } = await transformed('builtin:nib', { input_ids: [1, 16] }, steps);
+  let elements = 0;
+  for (const { name, shape } of models[1].graph.constants)
+    if (name.startsWith('rotation'))
+      elements += (shape ?? []).reduce<number>((product, size) => product * Number(size), 1);
+  assert.equal(elements, 2 * 192 ** 2);
+});
+
 test('no channel of the turned stream stands out', async () => {
   const { models, feeds } = await transformed('builtin:nib', { input_ids: [1, 64] }, rotations);
   const peaks: number[] = [];

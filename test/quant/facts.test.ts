@@ -1,11 +1,23 @@
 /**
- * The numeric facts of ../shared/ALGORITHMS.md 0.3 and 0.4 and of the entries on quantization, each as a
- * test. Those that another file holds:
+ * The numeric facts of ../shared/ALGORITHMS.md as tests. The 33 of 0.3 and 0.4 that concern quantization,
+ * one by one, with the test that holds each:
  *
- *   0.4, every row of the table of errors         error-table.test.ts
- *   B4 GPTQ, dead inputs, damping, blocks          round-unit.test.ts, ../algebra/algebra.test.ts
- *   B5 the knapsack against brute force            ../search/solver.test.ts
- *   B2, B7, B8 folding, rotation, untying          ../calibrate/transforms.test.ts, ../golden/rotate-*
+ *   B2  1 the gain of a norm folds into its readers      ../golden/fold-norm-gains, ../calibrate/transforms
+ *       2 layer norm = rms norm behind I - 11ᵀ/d         ../calibrate/transforms (micro:layer-norm), ../golden/rotate-spine
+ *   B4  3-6 blocks of H keep 0.084 (all), 0.171 (128), 0.317 (64), 0.585 (32) of the error of rounding to
+ *       nearest, on a layer that is not given: held to be less than 1 and to rise in this order
+ *                                                        round-unit.test.ts, "blocks of the Hessian"
+ *   B5  7 the knapsack finds what trying everything finds, 8 also under a second constraint
+ *                                                        ../search/solver.test.ts
+ *   B7  9 factors tied in a pair pass RoPE, 10 untied ones do not, 11 permutations of pairs do with their
+ *       frequencies, 12 any map of V does, per kv head   here; 12 on models: ../calibrate/transforms
+ *   B8  13 turning a tied stream at its ends takes 2 d² weights   ../calibrate/transforms
+ *   0.4 14-27 the 14 rows of the table of errors, each on normal and on Laplace values   error-table.test.ts
+ *       28-33 bits of scales (4.5, 4.25, 4.125) and zero points (0.125, 0.0625, 0.031)   here
+ *
+ * Of the entries on methods, those that another file holds:
+ *
+ *   B4 dead inputs, damping, factors               round-unit.test.ts, ../algebra/algebra.test.ts
  *   Q1 BN folding, equalisation, bias correction   ../golden/{fold-batch-norm,equalize-layers,correct-bias},
  *                                                  ../calibrate/channel-scales.test.ts
  *   Q5 equal losses and the mean to 1e-12          ../search/baselines.test.ts
@@ -46,6 +58,112 @@ test('0.4: scales and zero points cost the bits per weight that are stated', () 
     ['w4g128a', 4.125 + 0.03125],
   ] as const)
     assert.equal(bitsPerWeight(parseFormat(name), 1024), bits, name);
+});
+
+/** A row turned by its position: pairs are (i, i + size / 2), as in Llama. */
+function rotated(row: ArrayLike<number>, position: number, frequencies: readonly number[]) {
+  const half = row.length / 2;
+  return Float64Array.from(row, (value, i) => {
+    const angle = position * (frequencies[i % half] ?? 0);
+    const other = i < half ? -(row[i + half] ?? 0) : (row[i - half] ?? 0);
+    return value * Math.cos(angle) + other * Math.sin(angle);
+  });
+}
+
+/** Largest change of q·k at any two positions when both are mapped before RoPE. */
+function changeOfScores(
+  mapQ: (row: Float64Array) => Float64Array,
+  mapK: (row: Float64Array) => Float64Array,
+  after: (frequencies: readonly number[]) => readonly number[] = (same) => same,
+): number {
+  const [tokens, size] = [12, 16];
+  const frequencies = Array.from({ length: size / 2 }, (_, i) => 10_000 ** ((-2 * i) / size));
+  const rows = (seed: number): Float64Array[] => {
+    const values = normalValues(tokens * size, seed);
+    return Array.from({ length: tokens }, (_, t) =>
+      Float64Array.from(values.subarray(t * size, (t + 1) * size)),
+    );
+  };
+  const [queries, keys] = [rows(21), rows(22)];
+  const dot = (a: Float64Array, b: Float64Array): number =>
+    a.reduce((sum, value, i) => sum + value * (b[i] ?? 0), 0);
+  let most = 0;
+  queries.forEach((q, t) =>
+    keys.forEach((k, u) => {
+      const before = dot(rotated(q, t, frequencies), rotated(k, u, frequencies));
+      const mapped = after(frequencies);
+      const now = dot(rotated(mapQ(q), t, mapped), rotated(mapK(k), u, mapped));
+      most = Math.max(most, Math.abs(now - before));
+    }),
+  );
+  return most;
+}
+
+test('B7: factors tied in a pair and permutations of pairs leave scores as they are, others do not', () => {
+  const factors = [2, 0.5, 3, 1, 4, 0.25, 1.5, 1];
+  const tied = (by: (factor: number) => number) => (row: Float64Array) =>
+    row.map((value, i) => value * by(factors[i % 8] ?? 1));
+  assert.ok(
+    changeOfScores(
+      tied((factor) => factor),
+      tied((factor) => 1 / factor),
+    ) < 1e-12,
+  );
+  const untied = (by: (factor: number) => number) => (row: Float64Array) =>
+    row.map((value, i) => (i < 8 ? value * by(factors[i] ?? 1) : value));
+  assert.ok(
+    changeOfScores(
+      untied((factor) => factor),
+      untied((factor) => 1 / factor),
+    ) > 0.1,
+  );
+  const order = [3, 0, 7, 1, 6, 2, 5, 4];
+  const permuted = (row: Float64Array): Float64Array =>
+    row.map((_, i) => row[(order[i % 8] ?? 0) + (i < 8 ? 0 : 8)] ?? 0);
+  const moved = (list: readonly number[]): readonly number[] => order.map((i) => list[i] ?? 0);
+  assert.ok(changeOfScores(permuted, permuted, moved) < 1e-12);
+  assert.ok(changeOfScores(permuted, permuted) > 0.1, 'frequencies have to move along');
+});
+
+test('B7: any map of the values of a kv head is undone behind the attention of its query heads', () => {
+  const [tokens, size, outputs] = [6, 8, 5];
+  const product = (
+    a: ArrayLike<number>,
+    b: ArrayLike<number>,
+    rows: number,
+    inner: number,
+  ): Float64Array => {
+    const columns = b.length / inner;
+    return Float64Array.from({ length: rows * columns }, (_, i) => {
+      const [row, column] = [Math.floor(i / columns), i % columns];
+      let sum = 0;
+      for (let k = 0; k < inner; k++)
+        sum += (a[row * inner + k] ?? 0) * (b[k * columns + column] ?? 0);
+      return sum;
+    });
+  };
+  const rotation = new Rotation(size, 7);
+  // not orthogonal: its rows are stretched
+  const stretch = Array.from({ length: size }, (_, i) => 1 + i / 3);
+  const turn = rotation.matrix().map((value, i) => value * (stretch[Math.floor(i / size)] ?? 1));
+  const back = Float64Array.from({ length: size * size }, (_, i) => {
+    const [row, column] = [Math.floor(i / size), i % size];
+    return (rotation.matrix()[column * size + row] ?? 0) / (stretch[column] ?? 1);
+  });
+  const values = normalValues(tokens * size, 31);
+  // two query heads that share the kv head
+  for (const seed of [32, 33]) {
+    const attention = normalValues(tokens * tokens, seed).map(Math.abs);
+    const out = normalValues(size * outputs, seed + 10);
+    const plain = product(product(attention, values, tokens, tokens), out, tokens, size);
+    const turned = product(
+      product(attention, product(values, turn, tokens, size), tokens, tokens),
+      product(back, out, size, size),
+      tokens,
+      size,
+    );
+    plain.forEach((value, i) => assert.ok(Math.abs(value - (turned[i] ?? NaN)) < 1e-10));
+  }
 });
 
 test('Q2: of normal weights 0.1587 are more than a deviation above the mean', () => {

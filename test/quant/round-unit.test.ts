@@ -146,7 +146,7 @@ test('blocks of the Hessian keep the part of the gain that ALGORITHMS B4 states'
   const wide = 512;
   const weights = normalValues(64 * wide, 3);
   const full = hessianOf(correlatedInputs(4096, wide, 4), wide);
-  const format = integerFormat(3, 64, false);
+  const format = integerFormat(3, 32, false);
   const lossWith = (method: RoundingMethod): number =>
     lossOf(
       weights,
@@ -158,10 +158,11 @@ test('blocks of the Hessian keep the part of the gain that ALGORITHMS B4 states'
     );
   const nearest = lossWith({ name: 'nearest' });
   const ratio = (blockDiagonal: number): number => lossWith({ ...plain, blockDiagonal }) / nearest;
-  const ratios = [512, 128, 64].map(ratio);
-  const [whole = 1, b128 = 1, b64 = 1] = ratios;
-  // B4: 0.084, 0.171, 0.317 on its layer; the order and the rough size are what carries over
-  assert.ok(whole < b128 && b128 < b64 && b64 < 0.8 && whole < 0.35, `${ratios.join(', ')}`);
+  const ratios = [512, 128, 64, 32].map(ratio);
+  const [whole = 1, b128 = 1, b64 = 1, b32 = 1] = ratios;
+  // B4: 0.084, 0.171, 0.317, 0.585 on a layer it does not give; the order and the rough size carry over
+  const rises = whole < b128 && b128 < b64 && b64 < b32 && b32 < 1;
+  assert.ok(rises && whole < 0.35, `${ratios.join(', ')}`);
 });
 
 test('inputs that never occur do not disturb, and their weights round to zero', () => {
