@@ -215,7 +215,10 @@ function adjustScores(
   for (let i = count; (i & 3) != 0; i++) store<f32>(scores + (i << 2), -Infinity);
 }
 
-/** result = result * keep + sum over keys of p[t] * value t, sixteen dimensions at a time. */
+/**
+ * result = result * keep + sum over keys of p[t] * value t, four values at a time through all dimensions: they are
+ * read in order, which is what memory is fastest at.
+ */
 @inline
 function addValues(
   half: bool,
@@ -226,39 +229,58 @@ function addValues(
   count: i32,
   keep: f32,
 ): void {
+  const end = scratch + RESULT + (size << 2);
+  const kept = f32x4.splat(keep);
+  for (let at = scratch + RESULT; at < end; at += 16) {
+    v128.store(at, f32x4.mul(v128.load(at), kept));
+  }
+  let p = scratch;
+  for (let t = 4; t <= count; t += 4) {
+    addSome(half, 4, p, scratch + RESULT, end, values, stride);
+    p += 16;
+    values += stride * 4;
+  }
+  for (let t = count & 3; t > 0; t--) {
+    addSome(half, 1, p, scratch + RESULT, end, values, stride);
+    p += 4;
+    values += stride;
+  }
+}
+
+/** What one or four values (`keys`) add to the result `at`..`end`-1. */
+@inline
+function addSome(
+  half: bool,
+  keys: i32,
+  p: usize,
+  at: usize,
+  end: usize,
+  values: usize,
+  stride: i32,
+): void {
   const mask = constant(HALF_MASK);
   const factor = constant(HALF_FACTOR);
-  const kept = f32x4.splat(keep);
-  let i = 0;
-  for (; i + 16 <= size; i += 16) {
-    const at = scratch + RESULT + (i << 2);
-    let a = f32x4.mul(v128.load(at, 0), kept);
-    let b = f32x4.mul(v128.load(at, 16), kept);
-    let c = f32x4.mul(v128.load(at, 32), kept);
-    let d = f32x4.mul(v128.load(at, 48), kept);
-    let row = values;
-    for (let t = 0; t < count; t++) {
-      const p = v128.load32_splat(scratch + (t << 2));
-      a = f32x4.add(a, f32x4.mul(p, elements(half, row, i, mask, factor)));
-      b = f32x4.add(b, f32x4.mul(p, elements(half, row, i + 4, mask, factor)));
-      c = f32x4.add(c, f32x4.mul(p, elements(half, row, i + 8, mask, factor)));
-      d = f32x4.add(d, f32x4.mul(p, elements(half, row, i + 12, mask, factor)));
-      row += stride;
-    }
-    v128.store(at, a, 0);
-    v128.store(at, b, 16);
-    v128.store(at, c, 32);
-    v128.store(at, d, 48);
-  }
-  for (; i < size; i += 4) {
-    const at = scratch + RESULT + (i << 2);
-    let a = f32x4.mul(v128.load(at), kept);
-    let row = values;
-    for (let t = 0; t < count; t++) {
-      const p = v128.load32_splat(scratch + (t << 2));
-      a = f32x4.add(a, f32x4.mul(p, elements(half, row, i, mask, factor)));
-      row += stride;
+  const four = keys == 4;
+  const p0 = v128.load32_splat(p, 0);
+  const p1 = four ? v128.load32_splat(p, 4) : p0;
+  const p2 = four ? v128.load32_splat(p, 8) : p0;
+  const p3 = four ? v128.load32_splat(p, 12) : p0;
+  let v1 = values + stride;
+  let v2 = v1 + stride;
+  let v3 = v2 + stride;
+  const step = half ? 8 : 16;
+  while (at < end) {
+    let a = f32x4.add(v128.load(at), f32x4.mul(p0, elements(half, values, 0, mask, factor)));
+    if (four) {
+      a = f32x4.add(a, f32x4.mul(p1, elements(half, v1, 0, mask, factor)));
+      a = f32x4.add(a, f32x4.mul(p2, elements(half, v2, 0, mask, factor)));
+      a = f32x4.add(a, f32x4.mul(p3, elements(half, v3, 0, mask, factor)));
+      v1 += step;
+      v2 += step;
+      v3 += step;
     }
     v128.store(at, a);
+    at += 16;
+    values += step;
   }
 }
