@@ -110,6 +110,11 @@ export function clamp(x: v128, low: v128, high: v128): v128 {
 
 /** e^x */
 export function exp(x: v128): v128 {
+  return expInline(x);
+}
+
+@inline
+function expInline(x: v128): v128 {
   // the lowest bound keeps even discarded lanes normal: subnormal results cost a hundred cycles
   const bounded = clamp(x, number(0 /* -87.3 */), number(1 /* 89 */));
   const one = number(6 /* 1 */);
@@ -159,11 +164,22 @@ export function log(x: v128): v128 {
 
 /** 1 / (1 + e^-x) */
 export function sigmoid(x: v128): v128 {
+  return sigmoidInline(x);
+}
+
+@inline
+function sigmoidInline(x: v128): v128 {
   // e^-|x| cannot overflow, and both sides keep their relative precision
   const one = number(6 /* 1 */);
-  const e = exp(negate(f32x4.abs(x)));
+  const e = expInline(negate(f32x4.abs(x)));
   const numerator = v128.bitselect(e, one, f32x4.lt(x, f32x4.splat(0)));
   return f32x4.div(numerator, f32x4.add(one, e));
+}
+
+/** x / (1 + e^-x) */
+@inline
+export function silu(x: v128): v128 {
+  return f32x4.mul(x, sigmoidInline(x));
 }
 
 /** tanh x */
@@ -273,7 +289,7 @@ export function activate(kind: i32, x: v128, alpha: v128, beta: v128): v128 {
     case ACT_HARDSWISH:
       return f32x4.mul(x, hardSigmoid(x, number(51 /* 0.16666667 */), half));
     case ACT_SILU:
-      return f32x4.mul(x, sigmoid(x));
+      return silu(x);
     case ACT_GELU: {
       const y = erf(f32x4.mul(x, number(24 /* 0.70710678 */)));
       return f32x4.mul(f32x4.mul(x, half), f32x4.add(number(6 /* 1 */), y));
