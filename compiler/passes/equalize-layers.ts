@@ -5,6 +5,8 @@
  *     Conv(x, w1, b1) -> Relu -> Conv(w2)   ->   Conv(x, w1 / s, b1 / s) -> Relu -> Conv(s w2)
  *     s_i = sqrt(max |w1 of channel i| / max |w2 of channel i|)
  *
+ *     GatedLinear(x, g, u) -> Linear(w)     ->   GatedLinear(x, g, u / s) -> Linear(s w)
+ *
  * Exact up to rounding: what lies between keeps positive factors (nothing, Relu, LeakyRelu). Pairs are
  * gone through until factors are near 1. Data-free.
  * Source: Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction,
@@ -42,7 +44,12 @@ export function equalizeLayers(options: EqualizeLayersOptions = {}): Pass {
   return {
     name: 'equalize-layers',
     options: { rounds },
-    rules: [{ name: RULE, starts: ['Conv', 'Gemm', 'fettle.Conv', 'fettle.Linear'] }],
+    rules: [
+      {
+        name: RULE,
+        starts: ['Conv', 'Gemm', 'fettle.Conv', 'fettle.Linear', 'fettle.GatedLinear'],
+      },
+    ],
     run(model, context) {
       const before = context.rewriter.changes;
       for (let round = 0; round < rounds; round++) {
@@ -60,7 +67,8 @@ const homogeneous: ReadonlySet<string> = new Set(['none', 'relu', 'leaky-relu'])
 
 function visit(node: Node, first: boolean, context: PassContext): void {
   const sites = linearSites(node);
-  const [giver] = sites === undefined || typeof sites === 'string' ? [] : sites;
+  // of a gated pair the second product is the one without an activation
+  const giver = sites === undefined || typeof sites === 'string' ? undefined : sites.at(-1);
   if (giver === undefined || giver.node.op === 'MatMul') return;
   const passed = behind(node);
   if (passed === undefined) return;
