@@ -12,6 +12,7 @@ import { eliminateDead } from './passes/eliminate-dead.ts';
 import { eliminateIdentity } from './passes/eliminate-identity.ts';
 import { equalizeLayers, equalizeLayersDefaults } from './passes/equalize-layers.ts';
 import { expandEinsum } from './passes/expand-einsum.ts';
+import { expandIntegers } from './passes/expand-integers.ts';
 import { fixInputs, fixInputsDefaults } from './passes/fix-inputs.ts';
 import { foldBatchNorm } from './passes/fold-batch-norm.ts';
 import { foldNormGains } from './passes/fold-norm-gains.ts';
@@ -39,6 +40,7 @@ import type { Pass, PassGroup } from './passes/pass.ts';
 import { quantizeActivations, quantizeActivationsDefaults } from './passes/quantize-activations.ts';
 import { quantizeWeights, quantizeWeightsDefaults } from './passes/quantize-weights.ts';
 import { reassociateReshapes } from './passes/reassociate-reshapes.ts';
+import { restoreCodes } from './passes/restore-codes.ts';
 import { rotateSpine, rotateSpineDefaults } from './passes/rotate-spine.ts';
 import { rotateValues, rotateValuesDefaults } from './passes/rotate-values.ts';
 import { scaleChannels, scaleChannelsDefaults } from './passes/scale-channels.ts';
@@ -72,6 +74,7 @@ export const passes: readonly PassEntry[] = [
     equalizeLayers,
   ),
   passEntry('Writes an Einsum of two operands as a matrix product.', {}, expandEinsum),
+  passEntry('Writes 8-bit integer arithmetic in float ops.', {}, expandIntegers),
   passEntry(
     'Makes constants of inputs whose value is known when compiling.',
     fixInputsDefaults,
@@ -127,6 +130,7 @@ export const passes: readonly PassEntry[] = [
     {},
     reassociateReshapes,
   ),
+  passEntry('Stores weights in the 8 bits a model brought them in.', {}, restoreCodes),
   passEntry(
     'Turns the residual stream, so that no channel of it stands out.',
     rotateSpineDefaults,

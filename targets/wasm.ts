@@ -23,6 +23,8 @@ export const wasm: Target = {
   quantizedForm: 'native',
   pipeline: [
     'clean-up',
+    // integer models: there are kernels for floats, and for weights in codes
+    'expand-integers',
     // before weights are widened too, so that nothing computes in halves any more
     'widen-halves',
     // f16 weights behind a Cast are weights like any other; lowering stores them as halves again
@@ -36,6 +38,8 @@ export const wasm: Target = {
     // After everything that folds or merges constants. Convolutions are computed from f32 filters, which a
     // plan unpacks when it is loaded: codes make the download smaller.
     'quantize-weights',
+    // weights of integer models that are not to be rounded again
+    'restore-codes',
     // a matrix that was stored twice, once transposed, now has the same codes twice
     'deduplicate-weights',
     'eliminate-dead',

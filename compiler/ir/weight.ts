@@ -8,7 +8,14 @@
  */
 import { assert, wrongType } from '../../runtime/errors.ts';
 import type { DType, Tensor } from '../../runtime/tensor.ts';
-import { bytesFor, bytesOf, elementCount, tensor, viewBytes } from '../../runtime/tensor.ts';
+import {
+  bytesFor,
+  bytesOf,
+  dtypes,
+  elementCount,
+  tensor,
+  viewBytes,
+} from '../../runtime/tensor.ts';
 
 /** Reads `length` bytes from byte `start` of one tensor's storage. */
 export type ByteSource = (start: number, length: number) => Uint8Array;
@@ -21,6 +28,20 @@ export interface CarriedTensor {
   readonly sparse?: Uint8Array;
 }
 
+/** The 8-bit integers that floats are made of: `(code - zero) * scale`. */
+export interface WeightGrid {
+  /** u8 or i8, in the shape of the floats. */
+  readonly codes: Weight;
+  /** One, or one for each index of `axis`. */
+  readonly scales: readonly number[];
+  /** As many as scales. */
+  readonly zeros: readonly number[];
+  /** Axis along which scales differ. */
+  readonly axis: number;
+  /** Whether the floats are integers whose products are wanted to the last bit. */
+  readonly exact: boolean;
+}
+
 /** A constant tensor, read on demand. */
 export class Weight {
   /** Element type. */
@@ -31,6 +52,8 @@ export class Weight {
   readonly byteLength: number;
   /** What the source file says about the tensor besides its contents. */
   readonly carried: CarriedTensor | undefined;
+  /** What it is made of, where a model came with 8-bit weights. */
+  readonly grid: WeightGrid | undefined;
   private readonly source: ByteSource;
   private readonly strings: readonly string[] | undefined;
 
@@ -40,6 +63,7 @@ export class Weight {
     source: ByteSource,
     strings: readonly string[] | undefined,
     carried?: CarriedTensor,
+    grid?: WeightGrid,
   ) {
     this.dtype = dtype;
     this.shape = shape;
@@ -47,6 +71,7 @@ export class Weight {
     this.source = source;
     this.strings = strings;
     this.carried = carried;
+    this.grid = grid;
   }
 
   /** A constant held in memory. The tensor is shared, not copied, and must not change. */
@@ -81,6 +106,25 @@ export class Weight {
   ): Weight {
     assert(dtype !== 'string', 'Weight.lazy: strings are held in memory');
     return new Weight(dtype, shape, source, undefined, carried);
+  }
+
+  /** Floats that are computed from 8-bit integers when they are read. */
+  static onGrid(grid: WeightGrid): Weight {
+    const { codes, scales, zeros, axis } = grid;
+    const { shape } = codes;
+    const inner = shape.slice(axis + 1).reduce((product, size) => product * size, 1);
+    const size = dtypes[codes.dtype].bits / 8;
+    const source = (start: number, length: number): Uint8Array => {
+      const from = Math.floor(start / 4);
+      const count = Math.ceil((start + length) / 4) - from;
+      const stored = viewBytes(codes.dtype, codes.bytes(from * size, count * size)) as Int8Array;
+      const values = Float32Array.from(stored, (code, index) => {
+        const at = scales.length === 1 ? 0 : Math.floor((from + index) / inner) % scales.length;
+        return (code - (zeros[at] ?? 0)) * (scales[at] ?? 1);
+      });
+      return bytesOf(values).subarray(start - 4 * from, start - 4 * from + length);
+    };
+    return new Weight('f32', shape, source, undefined, undefined, grid);
   }
 
   /**

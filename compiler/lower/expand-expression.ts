@@ -26,6 +26,7 @@ const ops: Readonly<Partial<Record<ExpressionFunction, string>>> = {
   exp: 'Exp',
   log: 'Log',
   erf: 'Erf',
+  round: 'Round',
   sin: 'Sin',
   cos: 'Cos',
 };

@@ -16,6 +16,7 @@ import { gelu, sigmoid, softplus } from './activation.ts';
 import type { EvaluateContext, OpDefinition } from './definition.ts';
 import { floatsOf, spanOf } from './dense.ts';
 import { erf, inferBroadcast } from './elementwise.ts';
+import { roundHalfEven } from './float-formats.ts';
 import { writeNumbers } from './numbers.ts';
 import { internalDomain } from './quantized.ts';
 import { broadcastIndices, broadcastShapes } from './shapes.ts';
@@ -53,6 +54,8 @@ export const expressionFunctions = {
   exp: (x: number): number => Math.exp(x),
   log: (x: number): number => Math.log(x),
   erf: (x: number): number => erf(x),
+  // the argument is rounded first: engines compute it in f32, and ties are what rounding is about
+  round: (x: number): number => roundHalfEven(Math.fround(x)),
   sin: (x: number): number => Math.sin(x),
   cos: (x: number): number => Math.cos(x),
   tanh: (x: number): number => Math.tanh(x),

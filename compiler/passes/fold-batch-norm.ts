@@ -14,6 +14,7 @@ import type { Tensor } from '../../runtime/tensor.ts';
 import { elementCount } from '../../runtime/tensor.ts';
 import type { Node, Value } from '../ir/graph.ts';
 import { readNumbers, writeNumbers } from '../ops/numbers.ts';
+import { KEPT_CODES } from './linear-site.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { perChannel } from './per-channel.ts';
 import { obstacle, replaceValue } from './replace.ts';
@@ -86,6 +87,7 @@ function reasonToKeep(conv: Node, weight: Value): string | undefined {
   const bias = conv.inputs[2];
   if (weight.weight === undefined || (bias !== undefined && bias.weight === undefined))
     return `the weights of the ${conv.op} are not constant`;
+  if (weight.weight.grid !== undefined) return KEPT_CODES;
   if (weight.useCount > 1 && weight.weight.byteLength > SMALL_BYTES)
     return `the weights of the ${conv.op} are used elsewhere`;
   if (weight.dtype !== 'f32' && weight.dtype !== 'f64')

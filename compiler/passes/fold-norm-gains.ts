@@ -16,7 +16,7 @@ import type { Node } from '../ir/graph.ts';
 import { isNorm, normInputs } from '../ops/fused-norm.ts';
 import { readNumbers } from '../ops/numbers.ts';
 import type { LinearSite, NewWeights } from './linear-site.ts';
-import { readersOf, setWeights, takingAffine } from './linear-site.ts';
+import { KEPT_CODES, readersOf, setWeights, takingAffine } from './linear-site.ts';
 import type { Pass, PassContext } from './pass.ts';
 
 /** Makes the pass. It has no options. */
@@ -71,6 +71,7 @@ function weightsOf(
   if (scale === undefined || shift === undefined) return 'its gain or bias is not constant';
   if (shift.some((by) => by !== 0) && sites.some(({ takesBias }) => !takesBias))
     return 'a product without a bias cannot take a shift';
+  if (sites.some(({ weight }) => weight.weight?.grid !== undefined)) return KEPT_CODES;
   const made: (readonly [LinearSite, NewWeights])[] = [];
   for (const site of sites) {
     const weights = takingAffine(site, scale, shift);

@@ -15,7 +15,14 @@ import { isLinear, linearInputs } from '../ops/fused-linear.ts';
 import { activationNameOf } from '../ops/activation-table.ts';
 import { readNumbers, writeNumbers } from '../ops/numbers.ts';
 import type { LinearSite, NewWeights } from './linear-site.ts';
-import { givingScaled, linearSites, readersOf, setWeights, takingAffine } from './linear-site.ts';
+import {
+  givingScaled,
+  KEPT_CODES,
+  linearSites,
+  readersOf,
+  setWeights,
+  takingAffine,
+} from './linear-site.ts';
 import type { Pass, PassContext } from './pass.ts';
 import { perChannel } from './per-channel.ts';
 import { obstacle, removeIfUnused, replaceByNew, replaceValue } from './replace.ts';
@@ -167,6 +174,7 @@ function reasonToKeep(
   const output = last.output(0);
   const [{ inputs, axis }] = sites as readonly [LinearSite];
   if (output.isOutput) return 'it is an output of the model';
+  if (sites.some(({ weight }) => weight.weight?.grid !== undefined)) return KEPT_CODES;
   if (output.dtype !== 'f32' && output.dtype !== 'f64')
     return `${output.dtype} would lose too much`;
   if (sites.some((site) => site.inputs !== inputs || site.axis !== axis))
@@ -270,6 +278,7 @@ function reasonAgainst(
 ): string | undefined {
   if (sums.useCount > 1 || product.useCount > 1 || sums.isOutput || product.isOutput)
     return 'the sums are read elsewhere too';
+  if (site.weight.weight?.grid !== undefined) return KEPT_CODES;
   if (isLinear(site.node) && activationNameOf(site.node) !== 'none')
     return 'there is an activation between';
   if (isLinear(site.node) && site.node.inputs[linearInputs.residual] !== undefined)

@@ -62,6 +62,7 @@ const functions: Readonly<Record<string, ExpressionFunction>> = {
   Exp: 'exp',
   Log: 'log',
   Erf: 'erf',
+  Round: 'round',
   Sin: 'sin',
   Cos: 'cos',
 };
@@ -114,7 +115,9 @@ function stepOf(node: Node): Step | undefined {
 }
 
 const unaryFunctions: ReadonlySet<ExpressionFunction> = new Set(
-  (['neg', 'abs', 'sqrt', 'reciprocal', 'exp', 'log', 'erf', 'sin', 'cos'] as const).slice(),
+  (
+    ['neg', 'abs', 'sqrt', 'reciprocal', 'exp', 'log', 'erf', 'round', 'sin', 'cos'] as const
+  ).slice(),
 );
 
 function visit(root: Node, context: PassContext): void {

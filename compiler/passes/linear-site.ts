@@ -228,6 +228,9 @@ export function takingAffine(
   return checked(site, old, numbers, shifted ? sums : undefined);
 }
 
+/** Why weights that came as codes are left alone: what is folded into them has no codes. */
+export const KEPT_CODES = 'its weights are kept in the codes they came in';
+
 /** The weights of a site whose sums are to be multiplied by `scale`, per output channel. */
 export function givingScaled(site: LinearSite, scale: Float64Array): NewWeights | undefined {
   const old = site.weight.constant();

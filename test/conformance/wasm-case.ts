@@ -82,7 +82,11 @@ export async function runWasmCase(
   if (feeds.size === 0) return result('skipped', 'nothing but constants');
   try {
     inferModel(model);
-    await runPasses(model, pipelineFrom(['clean-up', 'eliminate-dead']), {});
+    await runPasses(
+      model,
+      pipelineFrom(['clean-up', 'expand-integers', 'fold-constants', 'eliminate-dead']),
+      {},
+    );
     const outputs = await runOnWasm(model, feeds, { variant });
     for (const [index, value] of graph.outputs.entries()) {
       const wanted = caseTensor(path, 'output', index);
