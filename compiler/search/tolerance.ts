@@ -48,7 +48,7 @@ export interface ToleranceOptions {
   readonly precision?: number;
   /** A loss of this share of the bound is good enough. Default 0.9. */
   readonly share?: number;
-  /** Asked after each measurement: whether there is time for another one. Default: always. */
+  /** Asked once something held: whether there is time for another measurement. Default: always. */
   readonly goesOn?: () => boolean;
 }
 
@@ -60,8 +60,8 @@ export interface ToleranceResult<T> {
   readonly trials: readonly Trial<T>[];
 }
 
-/** Loss that is aimed at, as a share of the bound: the prediction is off by a little either way. */
-const AIM = 0.96;
+/** Loss that is aimed at, as a share of the bound, after so many failures: predictions are off either way. */
+const aims: readonly number[] = [0.96, 0.93, 0.86, 0.75];
 /** How near an end a proposal may come, as a share of what lies between the ends. */
 const MARGIN = 0.04;
 
@@ -82,11 +82,13 @@ export async function searchTolerance<T>(
   // what failed, and what held: the ends, not yet known
   let failed: Trial<T> | undefined;
   let held: Trial<T> | undefined;
+  let failures = 0;
   for (let left = evaluations; left > 0; left--) {
     const low = failed?.bytes ?? least;
     const high = held?.bytes ?? most;
-    if (trials.length > 0 && (high - low <= precision * high || !goesOn())) break;
-    const wanted = atSize(problem, low, high, (AIM * bound) / ratioNear(problem, failed, held));
+    if (held !== undefined && (high - low <= precision * high || !goesOn())) break;
+    const aim = bound * (aims[Math.min(failures, aims.length - 1)] ?? 1);
+    const wanted = atSize(problem, low, high, aim / ratioNear(problem, failed, held));
     const margin = MARGIN * (high - low);
     // an end that was not measured may be the answer itself
     const under = failed === undefined ? low : low + margin;
@@ -96,6 +98,7 @@ export async function searchTolerance<T>(
     const bytes = isLast ? most : Math.round(Math.min(Math.max(wanted, under), over));
     const trial = await measured(bytes);
     if (trial.loss > bound) {
+      failures++;
       failed = { ...trial, bytes: Math.max(low, bytes) };
       if (bytes >= most) break;
       continue;

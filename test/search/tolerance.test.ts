@@ -59,12 +59,14 @@ test('a ratio that is known leaves less to measure', async () => {
   assert.ok(trials.length <= 2, `${trials.length}`);
 });
 
-test('a search without time takes the first that holds, or the largest', async () => {
-  const hasNone = { goesOn: (): boolean => false };
-  const { trials } = await searchTolerance(problem(0.003, 0.2), hasNone);
-  assert.equal(trials.length, 1);
-  const { best } = await searchTolerance(problem(0.003, 5), hasNone);
-  assert.equal(best?.bytes, 900_000);
+test('a search without time ends with the first that holds', async () => {
+  for (const off of [0.2, 5]) {
+    const one = problem(0.003, off);
+    const { best, trials } = await searchTolerance(one, { goesOn: () => false });
+    assert.equal(trials.filter(({ loss }) => loss <= 0.003).length, 1);
+    assert.equal(best, trials.at(-1));
+    assert.ok((best?.bytes ?? Infinity) < ideal(0.003, 5) * 1.03);
+  }
 });
 
 test('losses that jump about still end with a size that held', async () => {
