@@ -10,7 +10,6 @@ import { countedCache } from '../calibrate/cache.ts';
 import { compile as compileModel } from '../compile.ts';
 import { openBundle, processMemory } from '../../runtime/node.ts';
 import { NodeFiles } from '../node.ts';
-import type { PassReport } from '../passes/pass.ts';
 import type { Recipe } from '../recipe.ts';
 import {
   parseFixOption,
@@ -43,7 +42,8 @@ import type { Remainder } from '../explain-remainders.ts';
 import { explainRemainders } from '../explain-remainders.ts';
 import { contextLengthIn } from '../analyze/config.ts';
 import { explainFormats } from './explain-formats.ts';
-import { formatCount, formatMs, table } from './text.ts';
+import { explainPasses, explainStorage } from './explain-passes.ts';
+import { formatMs, table } from './text.ts';
 
 interface Arguments {
   readonly model: string;
@@ -353,7 +353,13 @@ function describe(
     for (const { target, activations } of result.bundles)
       parts.push(`${target}: ${activationText(activations)}`);
   if (explain)
-    parts.push('', explainPasses(result.passes), ...result.bundles.flatMap(explainFormats));
+    parts.push(
+      '',
+      explainPasses(result.passes),
+      ...(result.bundles.some((bundle) => bundle.table !== undefined)
+        ? result.bundles.flatMap(explainFormats)
+        : explainStorage(result.passes)),
+    );
   if (calibrated !== undefined)
     parts.push(
       `calibration: ${calibrated.made} parts made, ${calibrated.found} found where an earlier run left them`,
@@ -369,31 +375,4 @@ function describeRemainders(remainders: readonly Remainder[]): string {
     ...reasons.map((reason) => `    ${reason}`),
   ]);
   return ['not fused:', ...(lines.length > 0 ? lines : ['  nothing'])].join('\n');
-}
-
-/** What every pass did, and what it matched and left alone. */
-function explainPasses(reports: readonly PassReport[]): string {
-  const rows = reports.map(({ pass, before, after, wallMs, rewrites }) => [
-    pass,
-    `${formatCount(before.nodes)} -> ${formatCount(after.nodes)}`,
-    `${formatBytes(before.weightBytes)} -> ${formatBytes(after.weightBytes)}`,
-    formatMs(wallMs),
-    Object.entries(rewrites)
-      .map(([rule, times]) => `${rule} ${times}`)
-      .join(', '),
-  ]);
-  const refusals = reports.flatMap((report) =>
-    report.refusals.map(
-      ({ pass, rule, at, why }) => `  ${pass}${rule === pass ? '' : `/${rule}`} at ${at}: ${why}`,
-    ),
-  );
-  const notes = reports.flatMap(({ pass, notes: figures }) =>
-    Object.entries(figures).map(([key, value]) => `  ${pass}: ${key} ${JSON.stringify(value)}`),
-  );
-  return [
-    table(['pass', 'nodes', 'weights', 'time', 'applied'], rows),
-    ...(refusals.length === 0 ? [] : ['', 'left alone:', ...refusals]),
-    ...(notes.length === 0 ? [] : ['', 'notes:', ...notes]),
-    '',
-  ].join('\n');
 }

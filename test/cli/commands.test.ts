@@ -119,6 +119,9 @@ describe('compile', () => {
     assert.equal(exitCode, 0, stderr);
     assert.match(stdout, /ort-wasm .*w8g32/);
     assert.match(stdout, /simplify-shapes +[\d,]+ -> [\d,]+/);
+    assert.match(stdout, /ort-wasm: activations: f32 /);
+    // each weight with its format and why
+    assert.match(stdout, /L0\.qkv .* w8g32 .* as asked for/);
     for (const target of ['ort-wasm', 'ort-webgpu']) {
       const manifest = JSON.parse(readFileSync(join(out, target, 'manifest.json'), 'utf8'));
       assert.equal(manifest.target, target);
