@@ -37,16 +37,6 @@ export function shareStart(count: i32, thread: i32, threads: i32): i32 {
     : <i32>((<i64>count * <i64>thread) / <i64>threads);
 }
 
-/**
- * Whether steps of `rows` tokens are split by tokens: four at a time go to each thread in turn, in every kernel. A
- * thread then reads rows that it has written itself, which lie in its own cache; lines that another core has
- * written cost several times what is computed from them. Fewer tokens do not share the work of unpacking weights.
- */
-@inline
-export function byTokens(rows: i32, threads: i32): bool {
-  return threads > 1 && rows >= 32 * threads;
-}
-
 /** x*y + z for f32 weights: one rounding in relaxed binaries on machines with FMA, else two. */
 @inline
 export function fused(x: v128, y: v128, z: v128): v128 {

@@ -1,8 +1,7 @@
 /**
  * Runs plans: one call per token, no crossing to JavaScript per step.
  *
- * Threads: every thread runs every step on its share, and a barrier follows each step. Steps of many tokens
- * are split by tokens (core.ts `byTokens`), others by what they write. Steps of a single
+ * Threads: every thread runs every step on its share, and a barrier follows each step. Steps of a single
  * row that take a microsecond are the first thread's alone, and neighbours among them share a barrier. The
  * main thread calls `launch`, the others sit in `serve`. Waiting spins for a while (steps take
  * microseconds); then threads sleep in `memory.atomic.wait32`, which a browser's main thread must not: there
@@ -16,8 +15,10 @@ import {
   ATTENTION,
   ATTENTION_BATCH,
   ATTENTION_QUERIES,
+  DENSE,
   EMBED,
   EMBED_ROWS,
+  LINEAR,
   NORM,
   NORM_ROWS,
   PATCH_WORDS,
@@ -27,6 +28,7 @@ import {
   PLAN_SCRATCH,
   PLAN_TABLE,
   QUANTIZE,
+  QUANTIZE_K,
   QUANTIZE_ROWS,
   ROTARY,
   ROTARY_ROWS,
@@ -34,7 +36,7 @@ import {
 } from './abi.ts';
 import { attention } from './attention.ts';
 import { conv } from './conv.ts';
-import { address, byTokens, word } from './core.ts';
+import { address, word } from './core.ts';
 import { dense } from './dense.ts';
 import { embed } from './embed.ts';
 import { expression } from './expression.ts';
@@ -113,12 +115,9 @@ export function run(plan: usize, from: i32, to: i32, thread: i32, threads: i32):
     const step = address(table, i);
     const kernel = unchecked(kernels[word(step, 0)]);
     if (ASC_FEATURE_THREADS && threads > 1) {
-      const rows = rowsOf(step);
-      const alone = rows == 1;
-      if (byTokens(rows, threads)) {
-        const fours = (rows + 3) >> 2;
-        for (let four = thread; four < fours; four += threads) kernel(step, scratch, four, fours);
-      } else if (!alone) kernel(step, scratch, thread, threads);
+      const alone = rowsOf(step) == 1;
+      const parts = partsOf(step, i > 0 ? word(address(table, i - 1), 0) : 0, threads);
+      if (!alone) for (let part = thread; part < parts; part += threads) kernel(step, scratch, part, parts);
       else if (thread == 0) kernel(step, scratch, 0, 1);
       if (alone && i + 1 < to && rowsOf(address(table, i + 1)) == 1) continue;
       barrier(address(plan, PLAN_CONTROL), thread, threads);
@@ -130,13 +129,31 @@ export function run(plan: usize, from: i32, to: i32, thread: i32, threads: i32):
 }
 
 /**
- * Rows of a step that splits into them in order, 0 for others (LINEAR and DENSE see to it themselves). A
- * single one takes less than meeting the other threads does; not so the queries of attention.
+ * In how many parts a step is split; threads take them in turn. A line that another core has written
+ * costs ten times what quantizing computes from it, so QUANTIZE takes what its thread has written before:
+ * the columns of a product, the queries of ATTENTION. Those go in turn, four at a time, because causal ones see
+ * more and more keys.
  */
+function partsOf(step: usize, before: i32, threads: i32): i32 {
+  const kernel = word(step, 0);
+  if (kernel == ATTENTION) {
+    const queries = word(step, ATTENTION_BATCH) * word(step, ATTENTION_QUERIES);
+    return max(threads, (queries + 3) >> 2);
+  }
+  if (kernel == QUANTIZE) {
+    const rows = word(step, QUANTIZE_ROWS);
+    if (before == LINEAR || before == DENSE) return rows * threads;
+    if (before == ATTENTION) return max(threads, (rows + 3) >> 2);
+  }
+  return threads;
+}
+
+/** Rows of a step of which a single one takes less than meeting the other threads does; 0 for other steps. */
 function rowsOf(step: usize): i32 {
   switch (word(step, 0)) {
     case QUANTIZE:
-      return word(step, QUANTIZE_ROWS);
+      // a long row is for the threads that have written it
+      return word(step, QUANTIZE_K) < 1024 ? word(step, QUANTIZE_ROWS) : 0;
     case EMBED:
       return word(step, EMBED_ROWS);
     case NORM:
@@ -145,8 +162,6 @@ function rowsOf(step: usize): i32 {
       return word(step, ROTARY_ROWS);
     case APPEND:
       return word(step, APPEND_BATCH) * word(step, APPEND_TOKENS);
-    case ATTENTION:
-      return word(step, ATTENTION_BATCH) * word(step, ATTENTION_QUERIES) & ~1;
     default:
       return 0;
   }

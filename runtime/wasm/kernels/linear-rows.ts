@@ -2,13 +2,15 @@
  * LINEAR for several tokens. The weights of 8 rows are taken apart into a panel in working memory (panel.ts),
  * which then meets the tokens four at a time (tile-panel.ts), so that taking apart is shared by up to 64 tokens.
  *
- * Threads share the tokens, or the panels where tokens are few. Long rows go in pieces, whose sums add up in working memory; tokens in
- * runs of at most 64, between which the packed weights stay in the caches: a thread reads the matrix
- * once per call. Every result is the same f32 sum over blocks in the same order as a single token's.
+ * Threads share the panels. Long rows go in pieces, whose sums add up in working memory; tokens in
+ * runs of at most 64, between which the packed weights stay in the caches: the matrix is read once per
+ * call. Every result is the same f32 sum over blocks in the same order as a single token's.
  *
  * Working memory: sums f32 [64][8] of each matrix at 0, the panel at 4096.
  */
 import {
+  ACT_GELU,
+  ACT_SILU,
   C4,
   LINEAR_ACTIVATION,
   LINEAR_ALPHA,
@@ -35,16 +37,16 @@ import {
   W4,
   W8,
 } from './abi.ts';
-import { RELAXED, address, byTokens, float, shareStart, word } from './core.ts';
+import { RELAXED, address, float, shareStart, word } from './core.ts';
 import { loadUpTo, storeUpTo } from './epilogue.ts';
-import { activate } from './math.ts';
+import { activate, gelu, silu } from './math.ts';
 import { panelBytes, unpackPanel } from './panel.ts';
 import { recordBytes } from './quantize.ts';
 import { SCALE_BYTES, blockBytes, headBytes } from './tile-common.ts';
 import { NARROW, SEVEN, WIDE, tilePanel } from './tile-panel.ts';
 
-/** Fours of tokens that share a panel. */
-const RUN = 16;
+/** Tokens that share a panel. */
+const RUN = 64;
 const SUMS2: usize = 2048;
 const PANEL: usize = 4096;
 
@@ -53,57 +55,32 @@ export function linearRows(step: usize, rows: i32, scratch: usize, thread: i32, 
   const block = word(step, LINEAR_BLOCK);
   const record = recordBytes((word(step, LINEAR_K) + block - 1) / block, block);
   const gated = address(step, LINEAR_W2) != 0;
-  const panels = (word(step, LINEAR_N) + 7) >> 3;
-  let first = shareStart(panels, thread, threads);
-  let end = shareStart(panels, thread + 1, threads);
-  // fours of tokens: every one, or every `threads`th
-  let four = 0;
-  let every = 1;
-  if (byTokens(rows, threads)) {
-    first = 0;
-    end = panels;
-    four = thread;
-    every = threads;
-  }
-  const fours = ((rows >> 2) - four + every - 1) / every;
   // runs of nearly equal length
-  const runs = (fours + RUN - 1) / RUN;
-  const run = (fours + runs - 1) / runs;
-  const next = every * record * 4;
-  for (let panel = first; panel < end; panel++) {
-    for (let i = 0; i < fours; i += run) {
-      const tokens = min(run, fours - i) << 2;
-      const row = (four + i * every) << 2;
+  const runs = (rows + RUN - 1) / RUN;
+  const run = ((rows + runs - 1) / runs + 3) & ~3;
+  const panels = (word(step, LINEAR_N) + 7) >> 3;
+  const end = shareStart(panels, thread + 1, threads);
+  for (let panel = shareStart(panels, thread, threads); panel < end; panel++) {
+    for (let row = 0; row < rows; row += run) {
+      const tokens = min(run, rows - row);
       const x = address(step, LINEAR_X) + row * record;
-      multiply(step, panel, 0, x, record, next, tokens, scratch, scratch + PANEL);
+      multiply(step, panel, 0, x, record, tokens, scratch, scratch + PANEL);
       if (gated) {
         const second = LINEAR_W2 - LINEAR_W;
-        multiply(step, panel, second, x, record, next, tokens, scratch + SUMS2, scratch + PANEL);
+        multiply(step, panel, second, x, record, tokens, scratch + SUMS2, scratch + PANEL);
       }
-      finishPanel(step, panel << 3, row, every, tokens, scratch, gated ? scratch + SUMS2 : 0);
+      finishPanel(step, panel << 3, row, tokens, scratch, gated ? scratch + SUMS2 : 0);
     }
   }
 }
 
-/**
- * Sums [tokens][8] of the rows from `n` on -> the result of fours of tokens, the first at `row` and the others
- * `every` fours on; as `finishTile`.
- */
-function finishPanel(
-  step: usize,
-  n: i32,
-  row: i32,
-  every: i32,
-  tokens: i32,
-  sums: usize,
-  sums2: usize,
-): void {
+/** Sums [tokens][8] of the rows from `n` on -> the result of the tokens from `row` on, as `finishTile`. */
+function finishPanel(step: usize, n: i32, row: i32, tokens: i32, sums: usize, sums2: usize): void {
   const activation = word(step, LINEAR_ACTIVATION);
   const alpha = f32x4.splat(float(step, LINEAR_ALPHA));
   const beta = f32x4.splat(float(step, LINEAR_BETA));
   const yRow = word(step, LINEAR_YROW);
   const residualRow = word(step, LINEAR_RESIDUALROW);
-  const skip = (every - 1) << 2;
   const columns = word(step, LINEAR_N);
   for (let half = 0; half < 2 && n < columns; half++) {
     const left = columns - n;
@@ -120,32 +97,33 @@ function finishPanel(
       const tile = offset + (token << 5);
       let x = v128.load(sums + tile);
       if (bias) x = f32x4.add(x, b);
-      if (activation) x = activate(activation, x, alpha, beta);
+      // those of language models are written out, which takes half the time
+      if (activation == ACT_SILU) x = silu(x);
+      else if (activation == ACT_GELU) x = gelu(x);
+      else if (activation) x = activate(activation, x, alpha, beta);
       if (sums2) {
         let up = v128.load(sums2 + tile);
         if (bias2) up = f32x4.add(up, b2);
         x = f32x4.mul(x, up);
       }
-      const far = (token & 3) == 3 ? skip + 1 : 1;
       if (residual) {
         x = f32x4.add(x, loadUpTo(residual, left));
-        residual += far * residualRow;
+        residual += residualRow;
       }
       storeUpTo(y, x, left);
-      y += far * yRow;
+      y += yRow;
     }
     n += 4;
   }
 }
 
-/** sums [tokens][8] = fours of tokens from `x` on (tile-panel.ts) times the 8 rows of a panel; `second` is 0, or where the gate's words are. */
+/** sums [tokens][8] = the tokens at `x` times the 8 rows of a panel; `second` is 0, or where the gate's words are. */
 function multiply(
   step: usize,
   panel: i32,
   second: i32,
   x: usize,
   record: i32,
-  next: i32,
   tokens: i32,
   sums: usize,
   memory: usize,
@@ -189,7 +167,7 @@ function multiply(
       groupBlocks,
       memory,
     );
-    multiplyTile(memory, x, record, next, tokens, sums, count);
+    multiplyTile(memory, x, record, tokens, sums, count);
     x += count * ((wide ? 2 * block : block) + 8);
   }
 }
@@ -211,7 +189,6 @@ type Tile = (
   panel: usize,
   x: usize,
   record: usize,
-  next: usize,
   tokens: i32,
   out: usize,
   blocks: i32,
@@ -238,31 +215,31 @@ const unpackers: StaticArray<Unpacker> = [
 
 /** By form; for blocks of 32, symmetric or not, and of 16. What nobody waits for has fewer versions. */
 const tiles: StaticArray<Tile> = [
-  (panel, x, record, next, tokens, out, blocks) => {
-    if (RELAXED) tilePanel(NARROW, 32, true, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    if (RELAXED) tilePanel(NARROW, 32, true, panel, x, record, tokens, out, blocks);
   },
-  (panel, x, record, next, tokens, out, blocks) => {
-    if (RELAXED) tilePanel(NARROW, 32, false, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    if (RELAXED) tilePanel(NARROW, 32, false, panel, x, record, tokens, out, blocks);
   },
-  (panel, x, record, next, tokens, out, blocks) => {
-    if (RELAXED) tilePanel(NARROW, 16, false, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    if (RELAXED) tilePanel(NARROW, 16, false, panel, x, record, tokens, out, blocks);
   },
-  (panel, x, record, next, tokens, out, blocks) => {
-    if (RELAXED) tilePanel(SEVEN, 32, false, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    if (RELAXED) tilePanel(SEVEN, 32, false, panel, x, record, tokens, out, blocks);
   },
-  (panel, x, record, next, tokens, out, blocks) => {
-    if (RELAXED) tilePanel(SEVEN, 32, false, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    if (RELAXED) tilePanel(SEVEN, 32, false, panel, x, record, tokens, out, blocks);
   },
-  (panel, x, record, next, tokens, out, blocks) => {
-    if (RELAXED) tilePanel(SEVEN, 16, false, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    if (RELAXED) tilePanel(SEVEN, 16, false, panel, x, record, tokens, out, blocks);
   },
-  (panel, x, record, next, tokens, out, blocks) => {
-    tilePanel(WIDE, 32, true, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    tilePanel(WIDE, 32, true, panel, x, record, tokens, out, blocks);
   },
-  (panel, x, record, next, tokens, out, blocks) => {
-    tilePanel(WIDE, 32, false, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    tilePanel(WIDE, 32, false, panel, x, record, tokens, out, blocks);
   },
-  (panel, x, record, next, tokens, out, blocks) => {
-    tilePanel(WIDE, 16, false, panel, x, record, next, tokens, out, blocks);
+  (panel, x, record, tokens, out, blocks) => {
+    tilePanel(WIDE, 16, false, panel, x, record, tokens, out, blocks);
   },
 ];

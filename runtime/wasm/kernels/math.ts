@@ -201,6 +201,11 @@ export function tanh(x: v128): v128 {
 
 /** Error function: x P(x^2) / Q(x^2) up to 3.86, where it is 1 to f32 precision. */
 export function erf(x: v128): v128 {
+  return erfInline(x);
+}
+
+@inline
+function erfInline(x: v128): v128 {
   const t = clamp(x, number(16 /* -3.86 */), number(14 /* 3.86 */));
   const z = f32x4.mul(t, t);
   let p = number(13 /* 0.00000209981818 */);
@@ -217,6 +222,13 @@ export function erf(x: v128): v128 {
   q = step(q, z, number(6 /* 1 */));
   const y = f32x4.div(f32x4.mul(p, t), q);
   return clamp(y, negate(number(6 /* 1 */)), number(6 /* 1 */));
+}
+
+/** x/2 * (1 + erf(x / sqrt 2)) */
+@inline
+export function gelu(x: v128): v128 {
+  const y = erfInline(f32x4.mul(x, number(24 /* 0.70710678 */)));
+  return f32x4.mul(f32x4.mul(x, number(9 /* 0.5 */)), f32x4.add(number(6 /* 1 */), y));
 }
 
 /** sin (phase 0) or cos (phase 1). */
@@ -290,10 +302,8 @@ export function activate(kind: i32, x: v128, alpha: v128, beta: v128): v128 {
       return f32x4.mul(x, hardSigmoid(x, number(51 /* 0.16666667 */), half));
     case ACT_SILU:
       return silu(x);
-    case ACT_GELU: {
-      const y = erf(f32x4.mul(x, number(24 /* 0.70710678 */)));
-      return f32x4.mul(f32x4.mul(x, half), f32x4.add(number(6 /* 1 */), y));
-    }
+    case ACT_GELU:
+      return gelu(x);
     case ACT_GELUTANH: {
       const cube = f32x4.mul(f32x4.mul(x, x), x);
       const inner = f32x4.add(x, f32x4.mul(cube, number(25 /* 0.044715 */)));

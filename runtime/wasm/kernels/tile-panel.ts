@@ -52,10 +52,7 @@ function scaleOf(bytes: i32, x: usize): v128 {
   return bytes == 32 ? v128.load32_splat(x, 32) : v128.load32_splat(x, 16);
 }
 
-/**
- * Fours of tokens -> f32 [tokens][8]. From `x` on their records, in the form that FORM reads, are `record` bytes
- * apart, and the first ones of fours `next`.
- */
+/** Fours of tokens, whose records in the form that FORM reads are `record` bytes apart -> f32 [tokens][8]. */
 @inline
 export function tilePanel(
   form: i32,
@@ -64,7 +61,6 @@ export function tilePanel(
   panel: usize,
   x: usize,
   record: usize,
-  next: usize,
   tokens: i32,
   out: usize,
   blocks: i32,
@@ -366,7 +362,7 @@ export function tilePanel(
       x3 += last + 8;
       w += form == WIDE ? 320 : 64 + 8 * block;
     }
-    x += next;
+    x += record << 2;
     out += 128;
   }
 }
