@@ -19,7 +19,7 @@ import { encodePlan } from './encode-plan.ts';
 import { addressOf, P, S, sizeAt } from './plan.ts';
 import type { Place } from './wasm-context.ts';
 import { Lowering, Unsupported } from './wasm-context.ts';
-import { headTables } from './wasm-linear.ts';
+import { headTables } from './wasm-embedding.ts';
 import type { Side } from './wasm-movement.ts';
 import { move } from './wasm-movement.ts';
 import { lowererOf, rowwise } from './wasm-ops.ts';
