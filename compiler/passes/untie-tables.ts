@@ -63,10 +63,10 @@ function untie(model: Model, table: Value, share: number, context: PassContext):
     return;
   }
   const copy = rewriter.constant(`${table.name}_untied`, weight);
-  for (const node of [...table.users.keys()])
-    if (node.op !== 'Gather')
-      node.inputs.forEach((input, index) => {
-        if (input === table) rewriter.setInput(node, index, copy);
-      });
+  const products = [...table.users.keys()].filter(({ op }) => op !== 'Gather');
+  for (const node of products)
+    node.inputs.forEach((input, index) => {
+      if (input === table) rewriter.setInput(node, index, copy);
+    });
   context.count(RULE);
 }
