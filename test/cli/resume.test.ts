@@ -50,10 +50,13 @@ describe('interrupted', needsShared('models/digits-vit'), () => {
     let stdout = '';
     child.stdout.on('data', (text: Buffer) => (stdout += text.toString()));
     const watch = setInterval(() => {
-      if (stop !== undefined && keptIn(name) >= stop.parts) child.kill(stop.signal);
+      if (stop === undefined || keptIn(name) < stop.parts) return;
+      clearInterval(watch);
+      // once: the second Ctrl-C ends it at once
+      child.kill(stop.signal);
     }, 10);
     return new Promise((resolve) => {
-      child.on('exit', (code, signal) => {
+      child.on('close', (code, signal) => {
         clearInterval(watch);
         resolve({ code, signal, stdout });
       });
