@@ -22,6 +22,7 @@ import { floatToHalf, halfToFloat } from '../../runtime/half.ts';
 import { VERSION } from '../version.ts';
 import type { AllocatedFormats } from './allocate.ts';
 import { allocate, totals } from './allocate.ts';
+import { baselineNames } from './baselines.ts';
 import { zdOfBlocks } from './block-scores.ts';
 import type { CalibratedModel } from './calibrated.ts';
 import { evolve } from './evolve.ts';
@@ -47,8 +48,10 @@ const NOISE_ENERGY = 0.01;
 const MEASURING_MS = 300_000;
 /** Times that the rows near the answer are measured and the budget solved again. */
 const ROUNDS = 2;
-/** Predicted error of one format for all, relative to that of a choice, up to which both are measured. */
-const NEAR = 1.5;
+/** Predicted error of a baseline, relative to that of the solver's choice, up to which both are measured. */
+const NEAR = 1.25;
+/** Baselines that are measured, at most: each is a rounding of all weights. */
+const MOST_NEAR = 2;
 /** How many times measured error may be predicted error, or the other way round, before rows are measured. */
 const MOST_OFF = 2;
 
@@ -171,10 +174,12 @@ export class FormatSearch {
     let best = await this.rounded(formats);
     if (method !== 'ours') return best;
     const others = async (): Promise<readonly AllocatedFormats[]> => {
-      const uniform = allocate(this.table, { bytes }, 'uniform');
-      const isNear = uniform !== undefined && uniform.error <= NEAR * best.formats.error;
+      const near = baselineNames
+        .flatMap((name) => allocate(this.table, { bytes }, name) ?? [])
+        .filter(({ error }) => error <= NEAR * best.formats.error)
+        .toSorted((a, b) => a.error - b.error);
       const again = (await this.compared(best)) ? this.solve(bytes) : undefined;
-      return [...(isNear ? [uniform] : []), ...(again === undefined ? [] : [again])];
+      return [...near.slice(0, MOST_NEAR), ...(again === undefined ? [] : [again])];
     };
     for (const other of await others()) {
       const rounded = await this.rounded(other);
