@@ -6,7 +6,7 @@
  */
 import type { Model, Node } from './ir/graph.ts';
 import { internalDomain } from './ops/quantized.ts';
-import { passes, pipelineFrom } from './passes.ts';
+import { pipelineFrom } from './passes.ts';
 import { runPasses } from './run-passes.ts';
 
 /** Nodes that were left for the same reason. */
@@ -33,7 +33,13 @@ export async function explainRemainders(
   contextLength?: number,
 ): Promise<readonly Remainder[]> {
   const said = new Map<Node, Map<string, string>>();
-  await runPasses(model, pipelineFrom(['clean-up', 'fuse', 'fuse-expression']), {
+  const pipeline = pipelineFrom(['clean-up', 'fuse', 'fuse-expression']);
+  const starts = new Set(
+    pipeline
+      .flatMap((step) => ('passes' in step ? step.passes : [step]))
+      .flatMap(({ rules = [] }) => rules.flatMap((rule) => rule.starts)),
+  );
+  await runPasses(model, pipeline, {
     ...(contextLength === undefined ? {} : { contextLength }),
     trail: ({ pass, rule, at, why, refused }) => {
       const node = typeof at === 'string' ? undefined : 'op' in at ? at : at.producer;
@@ -51,7 +57,7 @@ export async function explainRemainders(
   for (const node of model.graph.allNodes()) {
     if (node.domain === internalDomain || node.op === 'Constant') continue;
     const op = node.domain === '' ? node.op : `${node.domain}.${node.op}`;
-    const reasons = reasonsFor(op, [...(said.get(node)?.values() ?? [])]);
+    const reasons = reasonsFor(starts.has(op), [...(said.get(node)?.values() ?? [])]);
     const key = [op, ...reasons].join('\n');
     const known = groups.get(key);
     const example = known?.example ?? (node.name || (node.outputs[0]?.name ?? ''));
@@ -61,15 +67,12 @@ export async function explainRemainders(
 }
 
 /** Refusals alone when there are any: those rules came closest. */
-function reasonsFor(op: string, said: readonly string[]): readonly string[] {
+function reasonsFor(isStart: boolean, said: readonly string[]): readonly string[] {
   const refusals = said.filter((reason) => / refused: /.test(reason));
   if (refusals.length > 0) return refusals;
   if (said.length > 0) return said;
-  const starts = passes.some((entry) =>
-    entry.create().rules?.some((rule) => rule.starts.includes(op)),
-  );
   return [
-    starts
+    isStart
       ? 'it is in a branch, or not of the form that rules about it start from'
       : 'no rule of fusion starts from it',
   ];
