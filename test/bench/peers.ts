@@ -6,7 +6,7 @@
  *     [--reuse: bundles that an earlier run compiled for Fettle's engine]
  *
  * A sample is a fresh page or process: load, one cold generation, one steady one; so the first tokens,
- * which engines spend compiling, are in the cold figures only. Engines take turns in every repetition, and
+ * which engines spend compiling, are in the cold figures only. Engines and thread counts take turns, and
  * the machine's limits are measured once a repetition too. Figures are medians.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -92,42 +92,46 @@ async function prepare(shape: string): Promise<Map<Peer, PeerModel>> {
   return models;
 }
 
-/** All rows of one shape. */
+/** All rows of one shape: engines and thread counts take turns, so that all of them see the same machine. */
 async function compare(shape: string, models: ReadonlyMap<Peer, PeerModel>): Promise<void> {
-  for (const host of hosts)
-    for (const threads of threadCounts) {
-      const taking = [...models].filter(([peer]) => peer.hosts.includes(host.name));
-      const samples = new Map<Peer, SessionFigures[]>(taking.map(([peer]) => [peer, []]));
-      for (let repetition = 0; repetition < repetitions; repetition++) {
-        (probes[host.name] ??= []).push(await host.limits());
-        for (const [peer, model] of taking) {
-          const done = samples.get(peer);
-          if (done === undefined) continue;
-          const where = { engine: peer.name, model: shape, host: host.name, threads };
-          try {
-            const figures = await host.measure({ peer, shape, model, threads, settings });
-            if (figures.threads !== undefined && figures.threads !== threads)
-              throw new Error(`It ran on ${figures.threads} threads.`);
-            done.push(figures);
-            note(
-              `${Object.values(where).join(' ')} ${repetition + 1}/${repetitions}: ${brief(figures)}`,
-            );
-          } catch (error) {
-            // what fails once would fail again
-            samples.delete(peer);
-            leaveOut({ ...where, why: messageOf(error) });
-          }
+  for (const host of hosts) {
+    const taking = new Set(
+      [...models]
+        .filter(([peer]) => peer.hosts.includes(host.name))
+        .flatMap(([peer, model]) => threadCounts.map((threads) => ({ peer, model, threads }))),
+    );
+    const samples = new Map([...taking].map((one): [typeof one, SessionFigures[]] => [one, []]));
+    for (let repetition = 0; repetition < repetitions; repetition++) {
+      (probes[host.name] ??= []).push(await host.limits());
+      for (const one of taking) {
+        const { peer, model, threads } = one;
+        const where = { engine: peer.name, model: shape, host: host.name, threads };
+        try {
+          const figures = await host.measure({ peer, shape, model, threads, settings });
+          if (figures.threads !== undefined && figures.threads !== threads)
+            throw new Error(`It ran on ${figures.threads} threads.`);
+          samples.get(one)?.push(figures);
+          note(
+            `${Object.values(where).join(' ')} ${repetition + 1}/${repetitions}: ${brief(figures)}`,
+          );
+        } catch (error) {
+          // what fails once would fail again
+          taking.delete(one);
+          leaveOut({ ...where, why: messageOf(error) });
         }
       }
-      for (const [peer, figures] of samples) {
-        const weights = productWeights(shape);
-        const group = { model: shape, host: host.name, threads, peer, weights, samples: figures };
-        rows.push(peerRow(group, probes[host.name] ?? []));
-      }
-      // a long run that is stopped leaves what it has
-      if (options.out !== undefined)
-        writeFileSync(options.out, `${JSON.stringify(summary(), null, 2)}\n`);
     }
+    const weights = productWeights(shape);
+    for (const one of taking) {
+      const { peer, threads } = one;
+      const figures = samples.get(one) ?? [];
+      const group = { model: shape, host: host.name, threads, peer, weights, samples: figures };
+      rows.push(peerRow(group, probes[host.name] ?? []));
+    }
+    // a long run that is stopped leaves what it has
+    if (options.out !== undefined)
+      writeFileSync(options.out, `${JSON.stringify(summary(), null, 2)}\n`);
+  }
 }
 
 function summary(): object {
