@@ -10,20 +10,34 @@ export const renew = 'Download the bundle again, or compile it again.';
 /** A value inside a JSON file, with its key path for messages. */
 export class Checked {
   readonly #value: unknown;
-  readonly #file: string;
-  readonly #key: string;
+  readonly #of: string | Checked;
+  readonly #step: string | number;
 
-  constructor(value: unknown, file: string, key = '') {
+  /**
+   * @param of - the file; or what holds the value
+   * @param step - the key or index there. Paths are put together for messages only: as strings of every
+   *   value they would be most of what reading a manifest leaves on the heap
+   */
+  constructor(value: unknown, of: string | Checked, step: string | number = '') {
     this.#value = value;
-    this.#file = file;
-    this.#key = key;
+    this.#of = of;
+    this.#step = step;
+  }
+
+  /** The file, and the path of keys in it. */
+  #place(): readonly [file: string, key: string] {
+    if (typeof this.#of === 'string') return [this.#of, ''];
+    const [file, above] = this.#of.#place();
+    if (typeof this.#step === 'number') return [file, `${above}[${this.#step}]`];
+    return [file, above === '' ? this.#step : `${above}.${this.#step}`];
   }
 
   /** The error for this place. */
   wrong(wanted: string, got: string = show(this.#value)): FettleError {
-    const place = this.#key === '' ? this.#file : `${this.#file}: ${this.#key}`;
+    const [file, key] = this.#place();
+    const place = key === '' ? file : `${file}: ${key}`;
     return new FettleError('BUNDLE_CORRUPT', `${place}: wanted ${wanted}, got ${got}.`, {
-      at: this.#key === '' ? { file: this.#file } : { file: this.#file, key: this.#key },
+      at: key === '' ? { file } : { file, key },
       fix: renew,
     });
   }
@@ -37,7 +51,7 @@ export class Checked {
   get(key: string): Checked {
     const object = this.object();
     const value = Object.hasOwn(object, key) ? object[key] : undefined;
-    return new Checked(value, this.#file, this.#key === '' ? key : `${this.#key}.${key}`);
+    return new Checked(value, this, key);
   }
 
   /** A plain object. */
@@ -60,7 +74,7 @@ export class Checked {
     const value = this.#value;
     if (!Array.isArray(value)) throw this.wrong('a list');
     if (value.length > most) throw this.wrong(`at most ${most} entries`, `${value.length}`);
-    return value.map((item, i) => read(new Checked(item, this.#file, `${this.#key}[${i}]`)));
+    return value.map((item, i) => read(new Checked(item, this, i)));
   }
 
   /** A string of 1 (or `least`) to `most` characters. */

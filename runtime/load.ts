@@ -1,15 +1,16 @@
 /**
  * Reads a bundle's files from its source: weights are streamed straight into one buffer that has the
- * final size from the start, a few chunks at a time, and each chunk is hashed where it lies.
+ * final size from the start, a few chunks at a time where that is little beside the weights.
  *
- * Peak beside the buffer: the pieces in flight, and one chunk copied by the platform's SHA-256 (chunks
- * are at most a sixteenth of the weights, see docs/bundle.md; larger ones are hashed in JavaScript).
+ * Peak beside the buffer: a piece and what the host buffers of a response, for each chunk at a time. Bytes
+ * are hashed as they come: the platform's SHA-256 would take a copy of a whole chunk. A response is read as
+ * soon as it is there: Chromium copies one that waits into its heap.
  */
 import { fileAt, MANIFEST_BYTES, MANIFEST_PATH, parseManifest } from './bundle.ts';
 import { renew } from './check.ts';
 import { FettleError } from './errors.ts';
 import type { FileSpec, Manifest } from './manifest.ts';
-import { hex, sha256 } from './sha256.ts';
+import { Sha256 } from './sha256.ts';
 import type { BundleSource } from './source.ts';
 import { readFailed } from './source.ts';
 
@@ -27,7 +28,7 @@ export interface LoadProgress {
 export interface LoadOptions {
   /** Compare every file with its SHA-256. Default true; sizes are always compared. */
   readonly verify?: boolean;
-  /** SHA-256 as lower-case hex, where the host has one that does not copy. Default: the platform's. */
+  /** SHA-256 as lower-case hex, where the host has a quicker one that does not copy. */
   readonly digest?: (bytes: Uint8Array) => string;
   /** Aborts the load; whatever was allocated is let go. */
   readonly signal?: AbortSignal;
@@ -35,16 +36,16 @@ export interface LoadOptions {
   readonly onProgress?: (progress: LoadProgress) => void;
 }
 
-/** Chunks read at the same time: enough to hide latency, few enough to bound buffered pieces. */
-const CHUNKS_IN_FLIGHT = 3;
-/** A chunk up to this size is always hashed by the platform. */
-const SMALL_CHUNK_BYTES = 2 ** 20;
+/** Chunks read at the same time: enough to hide latency. */
+const MOST_CHUNKS = 3;
+/** Weights that are worth one more chunk at a time, whose response Chromium gives up to 2 MiB of buffer. */
+const BYTES_PER_CHUNK = 2 ** 25;
 
 /** Reads and checks `manifest.json`. */
 export async function readManifest(source: BundleSource, options: LoadOptions): Promise<Manifest> {
   const pieces: Uint8Array[] = [];
   let total = 0;
-  for await (const piece of streamOf(source, MANIFEST_PATH, options.signal)) {
+  for await (const piece of streamOf(source, MANIFEST_PATH, options.signal, new Pieces())) {
     total += piece.length;
     if (total > MANIFEST_BYTES) throw wrongSize(MANIFEST_PATH, `at most ${MANIFEST_BYTES}`, 'more');
     pieces.push(piece.slice());
@@ -68,8 +69,7 @@ export async function readListedFile(
   const file = fileAt(manifest, path);
   await checkSize(source, file, options.signal);
   const bytes = new Uint8Array(file.bytes);
-  await fill(source, file, bytes, options.signal, () => {});
-  if (options.verify !== false) await checkHash(file, digestOf(bytes, options, true));
+  await fill(source, file, bytes, options, () => {}, new Pieces(file.bytes));
   return bytes;
 }
 
@@ -92,20 +92,17 @@ export async function readWeights(
     options.signal === undefined ? stop.signal : AbortSignal.any([options.signal, stop.signal]);
   const chunks = placeChunks(manifest.weights.files, target);
   for (const { file } of chunks) await checkSize(source, file, signal);
-  let hashing: Promise<void> = Promise.resolve();
   const work = async (): Promise<void> => {
+    const pieces = new Pieces();
     for (let next = chunks.shift(); next !== undefined; next = chunks.shift()) {
       const { file, view } = next;
-      await fill(source, file, view, signal, arrived);
-      if (options.verify === false) continue;
-      const native = view.length <= Math.max(SMALL_CHUNK_BYTES, manifest.weights.bytes / 5);
-      // One at a time, so that at most one chunk is copied.
-      hashing = hashing.then(() => checkHash(file, digestOf(view, options, native)));
-      await hashing;
+      await fill(source, file, view, { ...options, signal }, arrived, pieces);
     }
   };
+  const most = Math.floor(manifest.weights.bytes / BYTES_PER_CHUNK);
+  const atATime = Math.max(1, Math.min(most, MOST_CHUNKS));
   try {
-    const workers = Array.from({ length: CHUNKS_IN_FLIGHT }, () =>
+    const workers = Array.from({ length: atATime }, () =>
       work().catch((error: unknown) => {
         stop.abort(error);
         throw error;
@@ -144,31 +141,38 @@ async function checkSize(
     throw wrongSize(file.path, `${file.bytes}`, `${size}`);
 }
 
+/** Reads a file into its place, and checks it. */
 async function fill(
   source: BundleSource,
   file: FileSpec,
   target: Uint8Array,
-  signal: AbortSignal | undefined,
+  { signal, verify = true, digest }: LoadOptions,
   arrived: (bytes: number) => void,
+  pieces: Pieces,
 ): Promise<void> {
+  const { path } = file;
+  const running = verify && digest === undefined ? new Sha256() : undefined;
+  const take = (bytes: number, offset: number): void => {
+    running?.update(target.subarray(offset, offset + bytes));
+    arrived(bytes);
+  };
   let offset = 0;
-  if (source.readInto !== undefined) {
-    offset =
-      (await guarded(source, file.path, signal, async () =>
-        source.readInto?.(file.path, target, signal === undefined ? {} : { signal }),
-      )) ?? 0;
-    arrived(offset);
-    if (offset < target.length) throw wrongSize(file.path, `${file.bytes}`, `${offset}`);
-    return;
+  if (source.readInto === undefined) {
+    for await (const piece of streamOf(source, path, signal, pieces)) {
+      if (offset + piece.length > target.length)
+        throw wrongSize(path, `${file.bytes}`, `at least ${offset + piece.length}`);
+      target.set(piece, offset);
+      take(piece.length, offset);
+      offset += piece.length;
+    }
+  } else {
+    const read = async (): Promise<number | undefined> =>
+      source.readInto?.(path, target, signal === undefined ? {} : { signal });
+    offset = (await guarded(source, path, signal, read)) ?? 0;
+    take(offset, 0);
   }
-  for await (const piece of streamOf(source, file.path, signal)) {
-    if (offset + piece.length > target.length)
-      throw wrongSize(file.path, `${file.bytes}`, `at least ${offset + piece.length}`);
-    target.set(piece, offset);
-    offset += piece.length;
-    arrived(piece.length);
-  }
-  if (offset < target.length) throw wrongSize(file.path, `${file.bytes}`, `${offset}`);
+  if (offset < target.length) throw wrongSize(path, `${file.bytes}`, `${offset}`);
+  if (verify) checkHash(file, running?.hex() ?? digest?.(target) ?? '');
 }
 
 /** The bytes of a file as they come; a piece is valid until the next one is asked for. */
@@ -176,6 +180,7 @@ async function* streamOf(
   source: BundleSource,
   path: string,
   signal: AbortSignal | undefined,
+  pieces: Pieces,
 ): AsyncGenerator<Uint8Array, void> {
   const contents = await guarded(source, path, signal, () =>
     source.read(path, signal === undefined ? {} : { signal }),
@@ -184,7 +189,7 @@ async function* streamOf(
     yield contents;
     return;
   }
-  const { reader, read } = readerOf(contents);
+  const { reader, read } = readerOf(contents, pieces);
   try {
     for (;;) {
       const step = await guarded(source, path, signal, read);
@@ -198,27 +203,41 @@ async function* streamOf(
 }
 
 /** Bytes that are asked for at a time, where a stream can write them into a buffer. */
-const PIECE_BYTES = 2 ** 18;
+const PIECE_BYTES = 2 ** 16;
+
+/**
+ * The buffer of what is read next, again and again: buffers of its own for every piece or file would lie
+ * around until the heap is collected.
+ */
+class Pieces {
+  readonly #bytes: number;
+  #buffer: ArrayBuffer;
+
+  constructor(mostBytes = PIECE_BYTES) {
+    this.#bytes = Math.min(mostBytes, PIECE_BYTES);
+    this.#buffer = new ArrayBuffer(0);
+  }
+
+  /** Reads a piece; the buffer goes to the stream and comes back with it. */
+  async read(reader: ReadableStreamBYOBReader): ReturnType<Reader['read']> {
+    const buffer = this.#buffer.byteLength === 0 ? new ArrayBuffer(this.#bytes) : this.#buffer;
+    this.#buffer = new ArrayBuffer(0);
+    const step = await reader.read(new Uint8Array(buffer));
+    if (step.value !== undefined) this.#buffer = step.value.buffer;
+    return step;
+  }
+}
 
 interface Reader {
   readonly reader: { cancel(): Promise<void> };
   readonly read: () => Promise<{ readonly done: boolean; readonly value?: Uint8Array | undefined }>;
 }
 
-/**
- * Reads into one buffer again and again where the stream can, as that of a response does: buffers of
- * its own would lie around until the heap is collected.
- */
-function readerOf(stream: ReadableStream<Uint8Array>): Reader {
+/** Reads into the buffer of `pieces` where the stream can, as that of a response does. */
+function readerOf(stream: ReadableStream<Uint8Array>, pieces: Pieces): Reader {
   try {
     const reader = stream.getReader({ mode: 'byob' });
-    let buffer = new ArrayBuffer(PIECE_BYTES);
-    const read = async (): ReturnType<Reader['read']> => {
-      const step = await reader.read(new Uint8Array(buffer));
-      if (step.value !== undefined) buffer = step.value.buffer;
-      return step;
-    };
-    return { reader, read };
+    return { reader, read: () => pieces.read(reader) };
   } catch {
     // no stream of bytes
     const reader = stream.getReader();
@@ -246,22 +265,7 @@ async function guarded<T>(
   }
 }
 
-/** The platform's digest copies what it hashes and refuses shared memory; ours does neither, but is slow. */
-async function digestOf(
-  bytes: Uint8Array,
-  { digest }: LoadOptions,
-  native: boolean,
-): Promise<string> {
-  if (digest !== undefined) return digest(bytes);
-  // Absent outside secure contexts.
-  const subtle: SubtleCrypto | undefined = globalThis.crypto?.subtle;
-  if (!native || subtle === undefined || !(bytes.buffer instanceof ArrayBuffer))
-    return sha256(bytes);
-  return hex(new Uint8Array(await subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)));
-}
-
-async function checkHash(file: FileSpec, digest: Promise<string>): Promise<void> {
-  const got = await digest;
+function checkHash(file: FileSpec, got: string): void {
   if (got === file.sha256) return;
   throw new FettleError(
     'BUNDLE_CORRUPT',

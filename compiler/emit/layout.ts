@@ -91,8 +91,8 @@ export function constantsInUseOrder(
 }
 
 /**
- * A chunk is a sixteenth of the weights where that lies between 1 and 16 MiB: the reader's hashing
- * costs one copy of a chunk, and a load must not peak above 1.2 times the weights.
+ * A chunk is a sixteenth of the weights where that lies between 1 and 16 MiB: what a host buffers of one
+ * that is being read is small beside the weights, and so is what requests cost (85 kB each in Chromium).
  */
 function chunkBytesFor(bytes: number): number {
   return Math.min(MAX_CHUNK_BYTES, Math.max(MIN_CHUNK_BYTES, align(Math.ceil(bytes / 16))));

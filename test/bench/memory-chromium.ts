@@ -1,11 +1,11 @@
 /**
- * Memory of a session in Chromium (Linux), from the renderer's own `/proc` files. The page is driven by its
- * own script and not through a debugger: an inspector that watches the network keeps every response, which
- * is a copy of the weights.
+ * Memory of a session in Chromium (Linux), from the renderer's own `/proc` files, read every millisecond.
+ * The page is driven by its own script and not through a debugger: an inspector that watches the network
+ * keeps every response, which is a copy of the weights.
  */
 import { spawn } from 'node:child_process';
 import { createReadStream, existsSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs';
-import { rmSync, statSync, writeFileSync } from 'node:fs';
+import { rmSync, statSync } from 'node:fs';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -47,6 +47,13 @@ try {
 }
 </script>`;
 
+/** What the page said, with the bytes of its process then, and the most so far. */
+interface Said {
+  readonly body: unknown;
+  readonly now: number;
+  readonly most: number;
+}
+
 /** Opens a bundle in a page of a fresh Chromium and fills its context. */
 export async function chromiumMemory(bundle: string, threads = 1): Promise<SessionMemory> {
   const script = await bundleScript("export * from './runtime/index.ts';", [
@@ -60,9 +67,15 @@ export async function chromiumMemory(bundle: string, threads = 1): Promise<Sessi
     ['/tokenizers.mjs', ['text/javascript', readFileSync(tokenizers, 'utf8')]],
   ] as const);
   const profile = mkdtempSync(join(tmpdir(), 'fettle-profile-'));
-  const said = new Map<string, { readonly body: unknown; readonly figures: Figures }>();
+  const said = new Map<string, Said>();
   let renderer = 0;
   let browser = 0;
+  // The kernel's own mark of the peak counts pages of files, which are Chromium's code: it is not used.
+  let most = 0;
+  const look = (): void => {
+    if (renderer !== 0) most = Math.max(most, ownBytes(renderer));
+  };
+  const looking = setInterval(look, 1);
   let finish = (): void => {};
   const finished = new Promise<void>((resolve) => (finish = resolve));
   const answer = (request: IncomingMessage, response: ServerResponse): void => {
@@ -73,9 +86,10 @@ export async function chromiumMemory(bundle: string, threads = 1): Promise<Sessi
       request.on('end', () => {
         if (path === '/say/begin') {
           renderer = rendererOf(browser);
-          writeFileSync(`/proc/${renderer}/clear_refs`, '5');
+          most = 0;
         }
-        said.set(path.slice(5), { body: JSON.parse(text), figures: figuresOf(renderer) });
+        look();
+        said.set(path.slice(5), { body: JSON.parse(text), now: ownBytes(renderer), most });
         response.end();
         if (path === '/say/end' || path === '/say/failed') finish();
       });
@@ -114,6 +128,7 @@ export async function chromiumMemory(bundle: string, threads = 1): Promise<Sessi
     await Promise.race([finished, exited]);
   } finally {
     clearTimeout(timer);
+    clearInterval(looking);
     started.kill();
     await exited;
     server.closeAllConnections();
@@ -123,26 +138,17 @@ export async function chromiumMemory(bundle: string, threads = 1): Promise<Sessi
   const [begin, open, end] = ['begin', 'open', 'end'].map((what) => said.get(what));
   if (begin === undefined || open === undefined || end === undefined)
     throw new Error(`Chromium measured nothing: ${String(said.get('failed')?.body)}`);
-  // pages of files are Chromium's own code, which is resident once it ran
-  const since = ({ peak, files }: Figures): number =>
-    peak - begin.figures.resident - (files - begin.figures.files);
   const about = open.body as { memory: MemorySpec; tokens: number; loadMs: number };
-  const held =
-    end.figures.resident - begin.figures.resident - (end.figures.files - begin.figures.files);
-  return { ...about, load: since(open.figures), peak: since(end.figures), held };
+  const [load, peak, held] = [open.most, end.most, end.now].map((bytes) => bytes - begin.now);
+  return { ...about, load: load ?? 0, peak: peak ?? 0, held: held ?? 0 };
 }
 
-interface Figures {
-  readonly resident: number;
-  readonly peak: number;
-  readonly files: number;
-}
-
-function figuresOf(pid: number): Figures {
+/** Resident bytes of a process that are its own or shared with others, as what a host buffers of a response. */
+function ownBytes(pid: number): number {
   const text = contents(pid, 'status');
   const bytes = (key: string): number =>
     1024 * Number(new RegExp(`^${key}:\\s*(\\d+) kB`, 'm').exec(text)?.[1] ?? 0);
-  return { resident: bytes('VmRSS'), peak: bytes('VmHWM'), files: bytes('RssFile') };
+  return bytes('RssAnon') + bytes('RssShmem');
 }
 
 /** The process of the page: the largest renderer that descends from a browser. */
@@ -155,7 +161,7 @@ function rendererOf(browser: number): number {
   const own = readdirSync('/proc')
     .map(Number)
     .filter((pid) => contents(pid, 'cmdline').includes('--type=renderer') && descends(pid));
-  const [first] = own.toSorted((a, b) => figuresOf(b).resident - figuresOf(a).resident);
+  const [first] = own.toSorted((a, b) => ownBytes(b) - ownBytes(a));
   if (first === undefined) throw new Error('Chromium runs no page.');
   return first;
 }

@@ -27,8 +27,8 @@ interface Row extends SessionMemory {
   readonly host: string;
   /** What is said that a session takes. */
   readonly planned: number;
-  /** Peak while loading over the weights. */
-  readonly loadRatio: number;
+  /** Peak while loading, without what the engine takes for every model, over the weights; of one thread. */
+  readonly loadRatio?: number;
   /** Peak over the plan. */
   readonly peakRatio: number;
 }
@@ -60,18 +60,22 @@ try {
       const { memory, load, peak } = measured;
       const { weights, arena, state, stack = 0, engine = 0, thread = 0, text = 0 } = memory;
       const planned = weights + arena + state + stack + engine + (threads - 1) * thread + text;
-      const ratios = { planned, loadRatio: load / weights, peakRatio: peak / planned };
+      const ratios = {
+        planned,
+        ...(threads === 1 ? { loadRatio: (load - engine) / weights } : {}),
+        peakRatio: peak / planned,
+      };
       rows.push({ model, weightFormat: 'w4g32', kv, threads, host, ...ratios, ...measured });
     }
   }
   const mb = (bytes = 0): string => (bytes / 1e6).toFixed(1);
   const lines = rows.map(
-    ({ model, kv, threads, host, memory, load, planned, peak, peakRatio }) =>
-      `| ${model} w4g32, KV ${kv} | ${threads} | ${host} | ${mb(memory.weights)} | ${mb(load)} | ${mb(planned)} | ${mb(peak)} | ${peakRatio.toFixed(2)} |`,
+    ({ model, kv, threads, host, memory, load, loadRatio, planned, peak, peakRatio }) =>
+      `| ${model} w4g32, KV ${kv} | ${threads} | ${host} | ${mb(memory.weights)} | ${mb(load)} | ${loadRatio?.toFixed(2) ?? ''} | ${mb(planned)} | ${mb(peak)} | ${peakRatio.toFixed(2)} |`,
   );
   const table = [
-    '| model | threads | host | weights, MB | peak of loading, MB | planned, MB | peak, MB | peak / planned |',
-    '| --- | --- | --- | --- | --- | --- | --- | --- |',
+    '| model | threads | host | weights, MB | peak of loading, MB | without the engine, over the weights | planned, MB | peak, MB | peak / planned |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
     ...lines,
   ].join('\n');
   const node = process.versions.node;

@@ -141,6 +141,33 @@ test('progress counts every byte once and ends with ready', async () => {
   assert.ok(seen.every(({ loadedBytes }, i) => loadedBytes >= (seen[i - 1]?.loadedBytes ?? 0)));
 });
 
+test('chunks of small weights are asked for and read one after the other', async () => {
+  const files = linearBundle({ weights: { w: new Float32Array(600).fill(1) }, chunkBytes: 256 });
+  const chunks = [...files.keys()].filter((path) => path.startsWith('weights'));
+  const log: string[] = [];
+  const read = (path: string): Promise<ReadableStream<Uint8Array>> => {
+    let left = files.get(path) ?? new Uint8Array(0);
+    log.push(`ask ${path}`);
+    const pull = (controller: ReadableByteStreamController): void => {
+      log.push(`read ${path}`);
+      controller.enqueue(left.slice(0, 100));
+      left = left.subarray(100);
+      if (left.length === 0) controller.close();
+    };
+    return Promise.resolve(new ReadableStream({ type: 'bytes', pull }));
+  };
+  const session = await openBundle({ name: 'streams', read }, { engine: fakeEngine() });
+  await session.dispose();
+  // repetitions left out, what is logged is one chunk after the other
+  const own = log.filter(
+    (line, i) => chunks.some((path) => line.endsWith(path)) && line !== log[i - 1],
+  );
+  assert.deepEqual(
+    own,
+    chunks.flatMap((path) => [`ask ${path}`, `read ${path}`]),
+  );
+});
+
 test('a flipped byte in any file is found by its hash, unless verify is off', async () => {
   for (const path of ['weights-00.bin', 'weights-01.bin', 'model.onnx']) {
     const files = linearBundle();
@@ -153,7 +180,9 @@ test('a flipped byte in any file is found by its hash, unless verify is off', as
     );
     await assert.rejects(load(memorySource(files)), error);
     await assert.rejects(load(packTar(files)), error);
+    await assert.rejects(load(memorySource(files), {}, openWeb), error);
     await load(memorySource(files), { verify: false });
+    await load(memorySource(files), { verify: false }, openWeb);
   }
 });
 

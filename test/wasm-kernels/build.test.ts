@@ -1,7 +1,14 @@
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import test from 'node:test';
 import { brotliCompressSync } from 'node:zlib';
-import { buildKernels, kernelBuilds } from '../../runtime/wasm/build-kernels.ts';
+import {
+  buildKernels,
+  hashBuild,
+  kernelBuilds,
+  moduleText,
+} from '../../runtime/wasm/build-kernels.ts';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import type { BinaryName } from '../../runtime/wasm/module.ts';
 import { kernelBytes } from '../../runtime/wasm/module.ts';
@@ -12,6 +19,12 @@ test('the committed relaxed kernels are what the sources build to', async () => 
   const build = kernelBuilds.find(({ name }) => name === 'relaxed');
   assert.ok(build);
   assert.deepEqual(await buildKernels(build), await kernelBytes('relaxed'));
+});
+
+test('the committed hash is what its source builds to', async () => {
+  const path = join(import.meta.dirname, '../../runtime/wasm/generated/sha256.ts');
+  const text = moduleText(hashBuild, await buildKernels(hashBuild));
+  assert.equal(readFileSync(path, 'utf8'), text);
 });
 
 test('every binary is valid, small, and keeps its data below the plan', async () => {
