@@ -48,9 +48,10 @@ export async function fitTransforms<
   const { progress, signal } = options;
   const { skip } = recipe;
   const subject = await subjectOf(original, decoder, splitSamples(samples).fitted, { skip });
-  const services = { engines, algebra: await Algebra.create(), cache, progress, signal };
+  const algebra = await Algebra.create();
+  const services = { engines, algebra, cache, progress, signal };
   const statistics = await collectStatistics(subject, services);
-  const scales = channelScales(subject, statistics, methodOf(choice, recipe));
+  const scales = channelScales(subject, statistics, methodOf(choice, recipe), algebra);
   const model = cloneModel(original);
   const reports = await runPasses(model, [scaleChannels({ scales })], {
     ...passOptions(options, `${target.id}-fitted-`),

@@ -1,6 +1,7 @@
 /**
  * Dense linear algebra of the compiler, in WebAssembly: products and Gram matrices, Cholesky factors,
- * Hadamard transforms, and the inner loops of rounding under a quadratic loss (compiler/quant/gptq.ts).
+ * Hadamard transforms, and the inner loops of rounding, to nearest (compiler/quant/affine.ts) and under a
+ * quadratic loss (compiler/quant/panel-rounder.ts).
  * One thread, plain SIMD: results are the same bits on every engine. Matrices are row-major.
  */
 import { assert, outOfRange } from '../../runtime/errors.ts';
@@ -32,6 +33,20 @@ export interface AlgebraKernels {
   hadamard(values: number, blocks: number, size: number, inner: number, scale: number): void;
   panelsIn(source: number, rows: number, k: number, order: number, panels: number): void;
   panelsOut(panels: number, rows: number, k: number, order: number, target: number): void;
+  roundAffine(
+    values: number,
+    rows: number,
+    columns: number,
+    group: number,
+    bits: number,
+    symmetric: number,
+    clip: number,
+    codes: number,
+    scales: number,
+    zeros: number,
+    sums: number,
+    scratch: number,
+  ): number;
   codesOut(
     block: number,
     levels: number,

@@ -11,6 +11,7 @@
  * Sources: Li et al., FPTQ, arXiv:2308.15987; Xiao et al., SmoothQuant, arXiv:2211.10438; Lin et al.,
  * AWQ, arXiv:2306.00978; ../shared/ALGORITHMS.md Q9.
  */
+import type { Algebra } from '../algebra/algebra.ts';
 import type { Node, Value } from '../ir/graph.ts';
 import { whyNotScalable } from '../passes/scale-channels.ts';
 import type { WeightUnit } from '../passes/weight-units.ts';
@@ -47,13 +48,14 @@ const SEARCH_ROWS = 128;
  * Divisors by name of the value, for every value that can be scaled and gains from it.
  *
  * @example
- * const scales = channelScales(subject, statistics, { name: 'awq', format });
+ * const scales = channelScales(subject, statistics, { name: 'awq', format }, algebra);
  * await runPasses(model, [scaleChannels({ scales })]);
  */
 export function channelScales(
   { model, units }: Pick<Subject, 'model' | 'units'>,
   statistics: Statistics,
   method: ScaleMethod,
+  algebra: Algebra,
 ): Readonly<Record<string, readonly number[]>> {
   const scales: Record<string, readonly number[]> = {};
   for (const node of model.graph.nodes()) {
@@ -63,7 +65,7 @@ export function channelScales(
     const [first] = readers;
     const known = first && statistics.units.get(first.name);
     if (known === undefined) continue;
-    const found = scalesOf(readers, known, method);
+    const found = scalesOf(readers, known, method, algebra);
     if (found !== undefined) scales[value.name] = Array.from(found);
   }
   return scales;
@@ -77,6 +79,7 @@ function scalesOf(
   units: readonly WeightUnit[],
   statistics: UnitStatistics,
   method: ScaleMethod,
+  algebra: Algebra,
 ): Float64Array | undefined {
   switch (method.name) {
     case 'logarithmic':
@@ -84,7 +87,7 @@ function scalesOf(
     case 'smooth':
       return smoothScales(statistics.absmax, largestWeights(units), method.alpha);
     case 'awq':
-      return searchedScales(units, statistics, method.format, method.steps);
+      return searchedScales(units, statistics, method, algebra);
   }
 }
 
@@ -121,8 +124,8 @@ export function smoothScales(
 function searchedScales(
   units: readonly WeightUnit[],
   { meanSquare }: UnitStatistics,
-  format: IntegerFormat,
-  steps = 20,
+  { format, steps = 20 }: Extract<ScaleMethod, { readonly name: 'awq' }>,
+  algebra: Algebra,
 ): Float64Array | undefined {
   const samples = units.map(sampleRows);
   let best: { readonly loss: number; readonly scales: Float64Array | undefined } | undefined;
@@ -132,7 +135,7 @@ function searchedScales(
       Float64Array.from(meanSquare, (square) => (square > 0 ? Math.sqrt(square) ** alpha : 1)),
     );
     const loss = samples.reduce(
-      (sum, sample) => sum + roundingLoss(sample, scales, meanSquare, format),
+      (sum, sample) => sum + roundingLoss(sample, scales, meanSquare, format, algebra),
       0,
     );
     if (best === undefined || loss < best.loss)
@@ -166,11 +169,12 @@ export function roundingLoss(
   scales: Float64Array,
   meanSquare: ArrayLike<number>,
   format: IntegerFormat,
+  algebra: Algebra,
 ): number {
   const scaled = values.map((value, i) => value * (scales[i % columns] ?? 1));
   const read = (start: number, count: number): Float32Array =>
     scaled.subarray(start * columns, (start + count) * columns);
-  const result = quantizeMatrix({ rows, columns, read }, format, false);
+  const result = quantizeMatrix({ rows, columns, read }, format, algebra, false);
   if ('refused' in result) return Infinity;
   const rounded = dequantizeMatrix(result.matrix);
   let loss = 0;

@@ -142,30 +142,33 @@ function packCodes(
   const { columns, bits, format, block, groupBlocks } = packing;
   const rowBytes = packedRowBytes(bits, columns);
   const stored = codes.bytes(first * rowBytes, count * rowBytes);
-  const loose = new Uint8Array(columns);
-  const shift = codeShift(packing);
+  // four codes to a word: four neighbouring inputs stay neighbours in every format
+  const words = new Uint32Array(Math.ceil(columns / 4));
+  const loose = new Uint8Array(words.buffer);
+  const every = 0x01010101;
+  const shift = codeShift(packing) * every;
+  const last = columns % 4 === 0 ? -1 : (1 << (8 * (columns % 4))) - 1;
   const head = headBytes(zeros !== undefined);
   // bits side by side in a byte (w3 keeps its third bit elsewhere), and how many fours share one, as a power of 2
   const width = format === abi.W8 ? 8 : format === abi.W4 || format === abi.C4 ? 4 : 2;
   const fours = width === 8 ? 0 : width === 4 ? 1 : 2;
-  const mask = 2 ** width - 1;
+  const mask = (2 ** width - 1) * every;
   const bytes = blockBytes(packing);
+  const target = new DataView(into.buffer, into.byteOffset, into.byteLength);
+  const add = (at: number, word: number): void =>
+    target.setUint32(at, target.getUint32(at, true) | word, true);
   for (let row = 0; row < count; row++) {
     unpackRow(stored, bits, columns, loose, row * rowBytes);
     const lane = (row >> 2) * 16 + (row & 3) * 4;
-    // four inputs at a time: they are neighbours in every format
-    for (let k = 0; k < columns; k += 4) {
-      const b = Math.floor(k / block);
+    for (let b = 0; b * block < columns; b++) {
       const base = (Math.floor(b / groupBlocks) + 1) * head + b * bytes + lane;
-      const four = (k % block) >> 2;
-      const end = Math.min(4, columns - k);
-      const at = base + 64 * (four >> fours);
-      const up = (four & ((1 << fours) - 1)) * width;
-      for (let i = 0; i < end; i++) {
-        const code = (loose[k + i] ?? 0) + shift;
-        into[at + i] = (into[at + i] ?? 0) | ((code & mask) << up);
-        if (format === abi.W3)
-          into[base + 128 + i] = (into[base + 128 + i] ?? 0) | ((code >> 2) << four);
+      const start = (b * block) >> 2;
+      const end = Math.min(block >> 2, words.length - start);
+      for (let four = 0; four < end; four++) {
+        const whole = start + four + 1 < words.length;
+        const word = ((words[start + four] ?? 0) + shift) & (whole ? -1 : last);
+        add(base + 64 * (four >> fours), (word & mask) << ((four & ((1 << fours) - 1)) * width));
+        if (format === abi.W3) add(base + 128, ((word >>> 2) & every) << four);
       }
     }
   }

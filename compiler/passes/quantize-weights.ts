@@ -13,6 +13,7 @@
  * Runs after everything that folds or merges constants. `lower/` spells the result for an engine.
  */
 import { FettleError, throwIfAborted } from '../../runtime/errors.ts';
+import { Algebra } from '../algebra/algebra.ts';
 import { unitRoles } from '../analyze/unit-roles.ts';
 import type { Model, Value } from '../ir/graph.ts';
 import type { CodeFormat, WeightFormat } from '../quant/formats.ts';
@@ -94,11 +95,16 @@ export function quantizeWeights(options: QuantizeWeightsOptions = {}): Pass {
         plan.map(({ unit }) => unit),
       );
       const total = plan.reduce((sum, { unit }) => sum + sizeOf(unit), 0);
+      const algebra = await Algebra.create();
       let done = 0;
       for (const planned of plan) {
         await turn(context.signal);
-        const note = quantize(model, planned, settings.clip, context, (elements) =>
-          context.progress('quantize weights', done + elements, total),
+        const note = quantize(
+          model,
+          planned,
+          { algebra, clip: settings.clip },
+          context,
+          (elements) => context.progress('quantize weights', done + elements, total),
         );
         if (note !== undefined) notes.push({ ...note, ...roles.get(note.name) });
         done += sizeOf(planned.unit);
@@ -160,7 +166,7 @@ function planOf(
 function quantize(
   model: Model,
   { unit, format, assigned }: Planned,
-  clip: boolean,
+  { algebra, clip }: { readonly algebra: Algebra; readonly clip: boolean },
   context: PassContext,
   onElements: (done: number) => void,
 ): QuantizedTensorNote | undefined {
@@ -175,7 +181,7 @@ function quantize(
     givenMatrix(unit, assigned) ??
     (format.kind === 'codebook'
       ? quantizeToCodebook(unitRows(unit), format, { onRows })
-      : quantizeMatrix(unitRows(unit), format, clip, onRows));
+      : quantizeMatrix(unitRows(unit), format, algebra, clip, onRows));
   if ('refused' in result) {
     context.refuse('quantize', constant, result.refused);
     context.log.warn(`"${constant.name}" stays ${weight.dtype}: ${result.refused}.`);

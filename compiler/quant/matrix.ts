@@ -2,11 +2,12 @@
  * A weight matrix in integer codes: the canonical form that the graph carries and that every engine
  * lays out in its own way. Rows are output channels, columns are inputs; groups run along a row.
  */
+import type { Algebra } from '../algebra/algebra.ts';
 import { outOfRange } from '../../runtime/errors.ts';
-import { fromHalfArray } from '../../runtime/half.ts';
+import { fromHalfArray, toHalfArray } from '../../runtime/half.ts';
 import { AffineRounder } from './affine.ts';
 import type { IntegerFormat } from './formats.ts';
-import { packRow, packedRowBytes, unpackRow } from './pack.ts';
+import { packRows, packedRowBytes, unpackRow } from './pack.ts';
 
 /** A matrix that is read a few rows at a time. */
 export interface RowSource {
@@ -75,12 +76,14 @@ export function groupCount(layout: Pick<CodeLayout, 'columns' | 'group'>): numbe
  *
  * @param source - finite values; a matrix with NaN or infinities is refused, not changed
  * @param format - bits, group and symmetry; a last group may be shorter than the others
+ * @param algebra - rounds, a block of rows at a time
  * @param clip - whether to search for the clip of least squared error. Default true
  * @param onRows - called after every block with the number of rows done
  */
 export function quantizeMatrix(
   source: RowSource,
   format: Pick<IntegerFormat, 'bits' | 'group' | 'symmetric'>,
+  algebra: Algebra,
   clip: boolean = true,
   onRows: (done: number) => void = () => undefined,
 ): QuantizeResult {
@@ -93,33 +96,34 @@ export function quantizeMatrix(
   const codes = new Uint8Array(rows * rowBytes);
   const scales = new Uint16Array(rows * groups);
   const zeros = symmetric ? undefined : new Uint8Array(rows * zeroBytes);
-  const rounder = new AffineRounder({ bits, symmetric, clip });
-  const rowCodes = new Uint8Array(columns);
-  const rowZeros = new Uint8Array(groups);
   const step = blockRows(columns);
-  for (let first = 0; first < rows; first += step) {
-    const count = Math.min(step, rows - first);
-    const block = source.read(first, count);
-    for (let r = 0; r < count; r++) {
-      const values = block.subarray(r * columns, (r + 1) * columns);
-      const row = first + r;
-      for (let g = 0; g < groups; g++) {
-        const end = Math.min((g + 1) * group, columns);
-        if (!rounder.round(values, g * group, end, rowCodes))
-          return { refused: whyUnfit(values, row) };
-        scales[row * groups + g] = rounder.scale;
-        rowZeros[g] = rounder.zero;
+  const rounder = new AffineRounder(
+    algebra,
+    { columns, group, bits, symmetric, clip },
+    Math.min(step, rows),
+  );
+  try {
+    for (let first = 0; first < rows; first += step) {
+      const count = Math.min(step, rows - first);
+      const block = source.read(first, count).subarray(0, count * columns);
+      const rounded = rounder.round(block);
+      if (typeof rounded === 'number') {
+        const row = block.subarray(rounded * columns, (rounded + 1) * columns);
+        return { refused: whyUnfit(row, first + rounded) };
       }
-      packRow(rowCodes, bits, codes, row * rowBytes);
-      if (zeros !== undefined) packRow(rowZeros, bits, zeros, row * zeroBytes);
+      codes.set(packRows(rounded.codes, bits, count, columns), first * rowBytes);
+      scales.set(toHalfArray(rounded.scales), first * groups);
+      zeros?.set(packRows(rounded.zeros, bits, count, groups), first * zeroBytes);
+      onRows(first + count);
     }
-    onRows(first + count);
+    const { squaredError, squaredNorm } = rounder;
+    return {
+      matrix: { rows, columns, bits, group, codes, scales, zeros },
+      relativeError: squaredNorm === 0 ? 0 : squaredError / squaredNorm,
+    };
+  } finally {
+    rounder.dispose();
   }
-  const { squaredError, squaredNorm } = rounder;
-  return {
-    matrix: { rows, columns, bits, group, codes, scales, zeros },
-    relativeError: squaredNorm === 0 ? 0 : squaredError / squaredNorm,
-  };
 }
 
 /**

@@ -59,7 +59,7 @@ async function nib(tokens = 32) {
 test('searched divisors lose less when weights are rounded, and leave logits as they are', async () => {
   const { model, decoder, samples, subject } = await nib();
   const statistics = await collectStatistics(subject, { engines, algebra });
-  const scales = channelScales(subject, statistics, { name: 'awq', format: w4, steps: 5 });
+  const scales = channelScales(subject, statistics, { name: 'awq', format: w4, steps: 5 }, algebra);
   assert(Object.keys(scales).length >= 12, `${Object.keys(scales).length}`);
   let [before, after] = [0, 0];
   for (const unit of subject.units) {
@@ -69,8 +69,8 @@ test('searched divisors lose less when weights are rounded, and leave logits as 
     if (list === undefined || known === undefined) continue;
     const { rows, columns } = unit;
     const sample = { rows, columns, values: unitRows(unit).read(0, rows).slice() };
-    before += roundingLoss(sample, new Float64Array(columns).fill(1), known.meanSquare, w4);
-    after += roundingLoss(sample, Float64Array.from(list), known.meanSquare, w4);
+    before += roundingLoss(sample, new Float64Array(columns).fill(1), known.meanSquare, w4, algebra);
+    after += roundingLoss(sample, Float64Array.from(list), known.meanSquare, w4, algebra);
   }
   assert(after < 0.97 * before, `${before} -> ${after}`);
   const changed = cloneModel(model);
@@ -96,7 +96,7 @@ test('a shift gives the outputs of a rounded unit their mean back', async () => 
   const unit = subject.units.find(({ kind }) => kind === 'linear');
   assert(unit !== undefined);
   const { rows, columns } = unit;
-  const result = quantizeMatrix(unitRows(unit), parseFormat('w2g32') as IntegerFormat);
+  const result = quantizeMatrix(unitRows(unit), parseFormat('w2g32') as IntegerFormat, algebra);
   assert(!('refused' in result));
   const tokens = 50;
   const x = normalValues(tokens * columns, 9).map((value, i) => value + Math.sin(i % columns));

@@ -1,12 +1,15 @@
 /** k-means of numbers, and matrices rounded to the levels it finds (`c4g32`). */
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { Algebra } from '../../compiler/algebra/algebra.ts';
 import { relativeSquaredError } from '../../compiler/quant/error.ts';
 import { kMeans } from '../../compiler/quant/k-means.ts';
 import { learnLevels, quantizeToCodebook } from '../../compiler/quant/learned-codebook.ts';
 import type { QuantizedMatrix, RowSource } from '../../compiler/quant/matrix.ts';
 import { dequantizeMatrix, quantizeMatrix, withoutCodebook } from '../../compiler/quant/matrix.ts';
 import { laplaceValues, normalValues, uniform } from '../support/random-values.ts';
+
+const algebra = await Algebra.create();
 
 function source(values: Float32Array, columns: number): RowSource {
   return {
@@ -79,7 +82,7 @@ for (const [kind, values, most] of [
   test(`learned levels lose less on ${kind} values than integers of the same size`, () => {
     const rows = source(values, 512);
     const result = quantizeToCodebook(rows, { group: 64 });
-    const integers = quantizeMatrix(rows, { bits: 4, symmetric: false, group: 64 });
+    const integers = quantizeMatrix(rows, { bits: 4, symmetric: false, group: 64 }, algebra);
     assert.ok('matrix' in result && 'matrix' in integers);
     assert.ok(result.relativeError < most, `${result.relativeError}`);
     assert.ok(result.relativeError < integers.relativeError);

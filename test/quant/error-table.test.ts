@@ -4,12 +4,15 @@
  */
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { Algebra } from '../../compiler/algebra/algebra.ts';
 import type { Codebook } from '../../compiler/quant/codebook.ts';
 import { bipolar, fp4, nf4, roundToCodebook } from '../../compiler/quant/codebook.ts';
 import { relativeSquaredError } from '../../compiler/quant/error.ts';
 import type { CodeBits } from '../../compiler/quant/formats.ts';
 import { dequantizeMatrix, quantizeMatrix } from '../../compiler/quant/matrix.ts';
 import { laplaceValues, normalValues } from '../support/random-values.ts';
+
+const algebra = await Algebra.create();
 
 const count = 1 << 20;
 
@@ -66,7 +69,7 @@ for (const [bits, symmetric, group, clip, normal, laplace] of integers) {
         read: (start: number, rows: number) =>
           values.subarray(start * columns, (start + rows) * columns),
       };
-      const result = quantizeMatrix(source, { bits, symmetric, group }, clip);
+      const result = quantizeMatrix(source, { bits, symmetric, group }, algebra, clip);
       assert.ok('matrix' in result);
       assertNear(result.relativeError, expected, `${name}, ${kind}`);
       // what is reported is what the stored codes give

@@ -1,14 +1,19 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { AffineRounder, roundToHalf } from '../../compiler/quant/affine.ts';
+import { Algebra } from '../../compiler/algebra/algebra.ts';
+import { roundToHalf } from '../../compiler/quant/affine.ts';
 import { relativeSquaredError } from '../../compiler/quant/error.ts';
+import type { IntegerFormat } from '../../compiler/quant/formats.ts';
 import { bitsPerWeight, numberFormats } from '../../compiler/quant/formats.ts';
 import type { RowSource } from '../../compiler/quant/matrix.ts';
 import { dequantizeMatrix, quantizeMatrix } from '../../compiler/quant/matrix.ts';
+import { unpackRows } from '../../compiler/quant/pack.ts';
 import { matrixRows } from '../../compiler/quant/rows.ts';
 import { floatToHalf, halfToFloat, toHalfArray } from '../../runtime/half.ts';
 import { bytesOf } from '../../runtime/tensor.ts';
 import { laplaceValues, normalValues, uniform } from '../support/random-values.ts';
+
+const algebra = await Algebra.create();
 
 function source(values: Float32Array, columns: number): RowSource {
   return {
@@ -24,7 +29,7 @@ test('no value is further off than the error bound of its format', () => {
   const columns = 160; // not a multiple of 64 or 128: the last group is shorter
   const values = laplaceValues(40 * columns, 5);
   for (const format of integerFormats) {
-    const result = quantizeMatrix(source(values, columns), format, false);
+    const result = quantizeMatrix(source(values, columns), format, algebra, false);
     assert.ok('matrix' in result);
     const rounded = dequantizeMatrix(result.matrix);
     const group = result.matrix.group;
@@ -47,7 +52,7 @@ test('stored bytes are the bits per weight that the format states', () => {
   const columns = 256;
   const values = normalValues(8 * columns, 6);
   for (const format of integerFormats) {
-    const result = quantizeMatrix(source(values, columns), format, false);
+    const result = quantizeMatrix(source(values, columns), format, algebra, false);
     assert.ok('matrix' in result);
     const { codes, scales, zeros } = result.matrix;
     const bits = 8 * (codes.length + scales.byteLength + (zeros?.length ?? 0));
@@ -57,31 +62,87 @@ test('stored bytes are the bits per weight that the format states', () => {
   }
 });
 
-test('clip search never increases the error, and finds what an exhaustive search finds', () => {
+test('clip search never increases the error', () => {
   const columns = 96;
   const values = laplaceValues(64 * columns, 7);
   for (const format of integerFormats) {
-    const plain = quantizeMatrix(source(values, columns), format, false);
-    const clipped = quantizeMatrix(source(values, columns), format, true);
+    const plain = quantizeMatrix(source(values, columns), format, algebra, false);
+    const clipped = quantizeMatrix(source(values, columns), format, algebra, true);
     assert.ok('matrix' in plain && 'matrix' in clipped);
     assert.ok(clipped.relativeError <= plain.relativeError, format.name);
   }
-  // the same grid without shortcuts, on one group, symmetric 4 bits
-  const group = values.slice(0, 32);
-  const rounder = new AffineRounder({ bits: 4, symmetric: true, clip: true });
-  assert.ok(rounder.round(group, 0, 32, new Uint8Array(32)));
-  const largest = group.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  let least = Infinity;
-  for (let step = 0; step <= 25; step++) {
-    const scale = halfToFloat(floatToHalf((largest / 7) * (1 - step / 50)));
-    const error = group.reduce((sum, value) => {
-      const code = Math.min(7, Math.max(-8, Math.round(value / scale)));
-      return sum + (value - code * scale) ** 2;
-    }, 0);
-    least = Math.min(least, error);
+});
+
+/** The search in doubles, one candidate after the other. */
+function searched(
+  values: Float32Array,
+  { bits, symmetric }: Pick<IntegerFormat, 'bits' | 'symmetric'>,
+  clip: boolean,
+): { readonly codes: number[]; readonly scale: number; readonly zero: number } {
+  const middle = 2 ** (bits - 1);
+  const levels = 2 ** bits - 1;
+  const low = values.reduce((least, value) => Math.min(least, value), 0);
+  const high = values.reduce((most, value) => Math.max(most, value), 0);
+  const full = symmetric ? Math.max(high, -low) / (middle - 1) : (high - low) / levels;
+  // the order in which errors are summed
+  const inner = [...values].filter((value) => value !== low && value !== high).toReversed();
+  const ordered = [...values].filter((value) => value === low || value === high).concat(inner);
+  const codeOf = (value: number, scale: number, zero: number): number => {
+    const exact = value * (1 / scale);
+    const even = 2 * Math.round(exact / 2);
+    const step = Math.abs(exact - Math.trunc(exact)) === 0.5 ? even : Math.round(exact);
+    return Math.min(levels - zero, Math.max(-zero, step)) + zero;
+  };
+  let [least, scale, zero] = [Infinity, 0, middle];
+  for (let i = 0; i < (clip ? 26 : 1); i++) {
+    const factor = 1 - i / 50;
+    const candidate = roundToHalf(full * factor);
+    if (candidate === 0) break;
+    const z = symmetric ? middle : Math.min(levels, Math.round((-low * factor) / candidate));
+    let error = 0;
+    for (const value of ordered)
+      error += (value - candidate * (codeOf(value, candidate, z) - z)) ** 2;
+    if (error < least) [least, scale, zero] = [error, candidate, z];
   }
-  // doubles summed in another order
-  assert.ok(Math.abs(rounder.squaredError / least - 1) < 1e-9, `${rounder.squaredError} ${least}`);
+  const codes = Array.from(values, (value) => (scale === 0 ? zero : codeOf(value, scale, zero)));
+  return { codes, scale, zero: zero + 0 };
+}
+
+test('codes, scales and zero points are those of a search in doubles, bit for bit', () => {
+  const columns = 100; // groups of 32 and 64 leave a short one
+  const kinds: readonly (readonly [string, Float32Array])[] = [
+    ['normal', normalValues(160 * columns, 11)],
+    ['laplace', laplaceValues(160 * columns, 12)],
+    ['on the grid', laplaceValues(160 * columns, 13).map((value) => Math.round(8 * value) / 8)],
+    ['positive', normalValues(160 * columns, 14).map(Math.abs)],
+    ['tiny', normalValues(160 * columns, 15).map((value) => value * 2 ** -26)],
+    ['large', normalValues(160 * columns, 16).map((value) => value * 2 ** 12)],
+    ['sparse', normalValues(160 * columns, 17).map((value, i) => (i % 7 === 0 ? value : 0))],
+  ];
+  for (const [kind, values] of kinds)
+    for (const format of integerFormats)
+      for (const clip of [false, true]) {
+        const result = quantizeMatrix(source(values, columns), format, algebra, clip);
+        assert.ok('matrix' in result, kind);
+        const { matrix } = result;
+        const { rows, bits, group } = matrix;
+        const groups = Math.ceil(columns / group);
+        const codes = unpackRows(matrix.codes, bits, rows, columns);
+        const zeros = matrix.zeros && unpackRows(matrix.zeros, bits, rows, groups);
+        for (let row = 0; row < rows; row++)
+          for (let g = 0; g < groups; g++) {
+            const start = row * columns + g * group;
+            const end = Math.min(start + group, (row + 1) * columns);
+            const wanted = searched(values.subarray(start, end), format, clip);
+            const at = row * groups + g;
+            const got = {
+              codes: [...codes.subarray(start, end)],
+              scale: halfToFloat(matrix.scales[at] ?? 0),
+              zero: zeros?.[at] ?? 2 ** (bits - 1),
+            };
+            assert.deepEqual(got, wanted, `${kind}, ${format.name}, row ${row}, group ${g}`);
+          }
+      }
 });
 
 test('a group of zeros stays zero, and zero stays zero in every format', () => {
@@ -89,7 +150,7 @@ test('a group of zeros stays zero, and zero stays zero in every format', () => {
   values.fill(0, 0, 32);
   values[40] = 0;
   for (const format of integerFormats) {
-    const result = quantizeMatrix(source(values, 64), format, true);
+    const result = quantizeMatrix(source(values, 64), format, algebra, true);
     assert.ok('matrix' in result);
     const rounded = dequantizeMatrix(result.matrix);
     for (let i = 0; i < 64; i++) if (values[i] === 0) assert.ok(rounded[i] === 0, format.name);
@@ -105,7 +166,11 @@ test('values without a code are refused with their place, and a scale beyond f16
   ] as const) {
     const values = normalValues(64, 9);
     values[35] = bad;
-    const result = quantizeMatrix(source(values, 32), { bits: 4, group: 32, symmetric: true });
+    const result = quantizeMatrix(
+      source(values, 32),
+      { bits: 4, group: 32, symmetric: true },
+      algebra,
+    );
     assert.ok('refused' in result);
     assert.match(result.refused, reason);
   }
@@ -144,7 +209,11 @@ test('a matrix reads the same rows from any dtype and orientation', () => {
 
 test('the transposed reading of a quantized matrix is its transpose', () => {
   const values = normalValues(5 * 48, 10);
-  const result = quantizeMatrix(source(values, 48), { bits: 3, group: 16, symmetric: false });
+  const result = quantizeMatrix(
+    source(values, 48),
+    { bits: 3, group: 16, symmetric: false },
+    algebra,
+  );
   assert.ok('matrix' in result);
   const plain = dequantizeMatrix(result.matrix);
   const transposed = dequantizeMatrix(result.matrix, true);

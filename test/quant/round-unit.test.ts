@@ -111,7 +111,7 @@ test('GPTQ with the identity for a Hessian is rounding to nearest with clip sear
   for (let j = 0; j < columns; j++) identity[j * columns + j] = 1;
   for (const format of codeFormats) {
     if (format.kind !== 'integer') continue;
-    const nearest = quantizeMatrix(source(values, columns), format);
+    const nearest = quantizeMatrix(source(values, columns), format, algebra);
     assert.ok('matrix' in nearest);
     const gptq = roundUnit(source(values, columns), format, plain, { hessian: identity }, algebra);
     // candidates of nearly equal error may swap places between f32 and doubles

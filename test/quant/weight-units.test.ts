@@ -1,6 +1,7 @@
 /** The constants that formats are chosen for, and formats and codes given one by one. */
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { Algebra } from '../../compiler/algebra/algebra.ts';
 import { ints } from '../../compiler/ir/attribute.ts';
 import { isDequantize, readDequantize } from '../../compiler/ops/quantized.ts';
 import { quantizeWeights } from '../../compiler/passes/quantize-weights.ts';
@@ -11,6 +12,8 @@ import { dequantizeMatrix, quantizeMatrix } from '../../compiler/quant/matrix.ts
 import { runPasses } from '../../compiler/run-passes.ts';
 import { ModelBuilder } from '../support/model-builder.ts';
 import { normalValues } from '../support/random-values.ts';
+
+const algebra = await Algebra.create();
 
 /** ids -> Gather(t) -> MatMul(w) -> MatMul(Transpose(t)): a linear layer between a tied table. */
 function tied(): ModelBuilder {
@@ -85,7 +88,7 @@ test('each constant gets the format and the codes assigned to it', async () => {
   const table = weightUnits(model, small)[0];
   assert.ok(table !== undefined);
   const format = integerFormat(3, 'channel', false);
-  const rounded = quantizeMatrix(unitRows(table), format);
+  const rounded = quantizeMatrix(unitRows(table), format, algebra);
   assert.ok('matrix' in rounded);
   const { matrix, relativeError } = rounded;
   const assignments = new Map([
@@ -129,7 +132,7 @@ test('codes of another shape than the constant are refused by name', async () =>
   const table = weightUnits(model, small)[0];
   assert.ok(table !== undefined);
   const format = integerFormat(4, 32, true);
-  const rounded = quantizeMatrix(unitRows(table), format);
+  const rounded = quantizeMatrix(unitRows(table), format, algebra);
   assert.ok('matrix' in rounded);
   const assignments = new Map([['w', { format, matrix: rounded.matrix }]]);
   await assert.rejects(runPasses(model, [quantizeWeights({ ...small, assignments })]), /"w"/);

@@ -2,6 +2,7 @@
  * A small decoder written in fused ops, as the fusion passes leave one, with seeded weights: for tests
  * of what comes after fusion.
  */
+import { Algebra } from '../../compiler/algebra/algebra.ts';
 import type { Attributes } from '../../compiler/ir/attribute.ts';
 import { float, int, string } from '../../compiler/ir/attribute.ts';
 import type { Model, Value } from '../../compiler/ir/graph.ts';
@@ -13,6 +14,8 @@ import type { DecoderSpec } from '../../runtime/manifest.ts';
 import { fromHalfArray, toHalfArray } from '../../runtime/half.ts';
 import { ModelBuilder } from './model-builder.ts';
 import { normalValues } from './random-values.ts';
+
+const algebra = await Algebra.create();
 
 /** Shape of a test decoder. */
 export interface FusedDecoderOptions {
@@ -78,7 +81,7 @@ export function fusedDecoder(options: FusedDecoderOptions = {}): {
     const result =
       chosen.kind === 'codebook'
         ? quantizeToCodebook(source, chosen, { codebooks: rows % 32 === 0 ? 2 : 1 })
-        : quantizeMatrix(source, chosen, false);
+        : quantizeMatrix(source, chosen, algebra, false);
     if ('refused' in result) throw new Error(result.refused);
     const { codes, scales, zeros, codebook, bits, group } = result.matrix;
     const parts: (Value | undefined)[] = [

@@ -1,4 +1,5 @@
 /** Entry of the linear algebra module. No relaxed SIMD: the same bits on every engine. */
+export { roundAffine } from './affine.ts';
 export { product, productScratchBytes } from './product.ts';
 export { cholesky, invertLower } from './factor.ts';
 export { hadamard } from './hadamard.ts';
