@@ -11,7 +11,9 @@ import { node22 } from '../support/node22.ts';
 const folder = import.meta.dirname;
 const newer = node22();
 const files = readdirSync(folder).filter(
-  (name) => name.endsWith('.test.ts') && !['relaxed.test.ts', 'build.test.ts'].includes(name),
+  (name) =>
+    name.endsWith('.test.ts') &&
+    !['relaxed.test.ts', 'build.test.ts', 'unoptimized.test.ts'].includes(name),
 );
 
 test(

@@ -84,48 +84,100 @@ async function single(variant: KernelVariant, S: number): Promise<Float32Array> 
   return bench.readFloats(result, count);
 }
 
-async function together(
+/** A shared memory with the network in it, and its threads beside this one's. */
+async function crew(
   variant: KernelVariant,
   S: number,
   threads: number,
-  repetitions: number,
-): Promise<Float32Array[]> {
+): Promise<{
+  launch: (from: number, to: number) => number;
+  start: () => Promise<void>;
+  result: () => Float32Array;
+  steps: number;
+  stop: () => Promise<void>;
+}> {
   const memory = new WebAssembly.Memory({ initial: 64, maximum: 65536, shared: true });
   const module = await compileKernels(variant);
   const kernels = await instantiateKernels<ThreadedKernelExports>(module, memory);
   const bench = new KernelBench(memory, kernels, threads);
   const { steps, result, count } = network(bench, S);
   const length = bench.write(steps);
-  const workers = Array.from(
-    { length: threads - 1 },
-    (_, i) =>
-      new Worker(new URL('../support/kernel-worker.mjs', import.meta.url), {
-        workerData: { module, memory, plan: bench.plan, thread: i + 1, threads },
-        execArgv: [],
-      }),
-  );
-  await Promise.all(workers.map((worker) => once(worker, 'message')));
-  const results = Array.from({ length: repetitions }, () => {
-    new Float32Array(memory.buffer, result, count).fill(NaN);
-    assert.equal(kernels.launch(bench.plan, 0, 2, threads), 2);
-    assert.equal(kernels.launch(bench.plan, 2, length, threads), length);
-    return bench.readFloats(result, count);
-  });
-  kernels.stop(bench.plan);
-  await Promise.all(workers.map((worker) => once(worker, 'exit')));
-  return results;
+  const workers: Worker[] = [];
+  return {
+    steps: length,
+    launch: (from, to) => kernels.launch(bench.plan, from, to, threads),
+    async start() {
+      for (let thread = 1; thread < threads; thread++)
+        workers.push(
+          new Worker(new URL('../support/kernel-worker.mjs', import.meta.url), {
+            workerData: { module, memory, plan: bench.plan, thread, threads },
+            execArgv: [],
+          }),
+        );
+      await Promise.all(workers.map((worker) => once(worker, 'message')));
+    },
+    result() {
+      const got = bench.readFloats(result, count);
+      new Float32Array(memory.buffer, result, count).fill(NaN);
+      return got;
+    },
+    async stop() {
+      kernels.stop(bench.plan);
+      await Promise.all(workers.map((worker) => once(worker, 'exit')));
+    },
+  };
+}
+
+/** Long enough for threads to fall asleep. */
+function pause(): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2);
 }
 
 // few tokens share the rows of matrices; many, and not a multiple of four, share the tokens
-for (const variant of await hostVariants())
-  for (const S of [7, 101])
+for (const variant of await hostVariants()) {
+  const threaded = `${variant}-threads` as KernelVariant;
+  for (const S of [1, 7, 101])
     for (const threads of [1, 2, 3])
       test(`${variant}: ${threads} threads give the bits of one for ${S} tokens, on every launch`, async () => {
         const want = await single(variant, S);
         assert.ok(
-          want.every((v) => v > 0 && v < 1),
+          want.every((v) => v > 0 && v <= 1),
           'the network computed something',
         );
-        const threaded = `${variant}-threads` as KernelVariant;
-        for (const got of await together(threaded, S, threads, 20)) assert.deepEqual(got, want);
+        const { launch, start, result, steps, stop } = await crew(threaded, S, threads);
+        await start();
+        for (let i = 0; i < 20; i++) {
+          assert.equal(launch(0, 2), 2);
+          if (i % 5 === 0) pause();
+          assert.equal(launch(2, steps), steps);
+          assert.deepEqual(result(), want);
+        }
+        await stop();
       });
+
+  test(`${variant}: one thread does all parts when the others have no core`, async () => {
+    const want = await single(variant, 101);
+    const { launch, result, steps } = await crew(threaded, 101, 3);
+    for (let i = 0; i < 3; i++) {
+      assert.equal(launch(0, steps), steps);
+      assert.deepEqual(result(), want);
+    }
+  });
+
+  test(`${variant}: threads may come in the middle of a launch`, async () => {
+    const want = await single(variant, 7);
+    const { launch, start, result, steps, stop } = await crew(threaded, 7, 3);
+    let started = false;
+    const starting = start().then(() => (started = true));
+    for (let after = 0; after < 20; after += started ? 1 : 0) {
+      for (let i = 0; i < 50; i++) {
+        launch(0, steps);
+        assert.deepEqual(result(), want);
+      }
+      // lets this thread's events in
+      await new Promise(setImmediate);
+    }
+    await starting;
+    await stop();
+  });
+}
