@@ -1,8 +1,9 @@
 /**
  * Measures an open session. Runs in Node and in a page (see `bench-page.ts`), so it uses web APIs only.
  *
- * A decoder takes the prompt and the tokens once cold, which is also when engines finish compiling their
- * kernels, then again for every sample. Other models take one call that is not counted, then the samples.
+ * A decoder takes the prompt and the tokens once cold, which is also when engines begin to compile their
+ * kernels for good, then, if asked, until it is warm, then again for every sample. Other models take one call
+ * that is not counted, then the samples.
  */
 import type { GenerationResult, MemoryBytes, MemorySource, Session } from '../../runtime/index.ts';
 import { randomFeeds } from '../evaluate/random-feeds.ts';
@@ -18,6 +19,10 @@ export interface MeasureSettings {
   readonly tokens: number;
   /** Samples after the cold one. */
   readonly repeat: number;
+  /** Fewer samples, but one, once they have taken that long, in milliseconds. */
+  readonly repeatMs?: number;
+  /** Generations before the samples, which end when one of both is reached; the cold one is the first. */
+  readonly warmUp?: { readonly generations: number; readonly ms: number };
   /** Also say where the time goes. */
   readonly profile?: boolean;
   /** Stops. */
@@ -34,7 +39,9 @@ export interface SessionFigures {
   readonly loadMs: number;
   /** The first generation. */
   readonly cold?: GenerationSpeed;
-  /** The generations after it. */
+  /** Generations before the steady ones, the cold one included. */
+  readonly warmUps?: number;
+  /** The generations after them. */
   readonly steady: readonly GenerationSpeed[];
   /** Milliseconds of each call, for what is no decoder. */
   readonly callMs: readonly number[];
@@ -99,14 +106,12 @@ async function calls(session: Session, { repeat, signal }: MeasureSettings): Pro
   return callMs;
 }
 
-async function generations(
-  session: Session,
-  { promptTokens, tokens, repeat, signal }: MeasureSettings,
-): Promise<{ cold: GenerationSpeed; steady: GenerationSpeed[] }> {
+function generations(session: Session, settings: MeasureSettings): Promise<Generations> {
+  const { promptTokens, tokens, signal } = settings;
   const { vocabulary = 1 } = session.manifest.decoder ?? {};
   const prompt = benchmarkPrompt(promptTokens, vocabulary);
   const options = { maxTokens: tokens, temperature: 0, ignoreEnd: true };
-  const generate = async (): Promise<GenerationSpeed> => {
+  return measureGenerations(settings, async () => {
     const generation = session.generate(prompt, {
       ...options,
       ...(signal === undefined ? {} : { signal }),
@@ -114,11 +119,32 @@ async function generations(
     const result = await generation.result();
     signal?.throwIfAborted();
     return speedOf(result);
-  };
-  const cold = await generate();
+  });
+}
+
+/** Figures of generations one after another. */
+export type Generations = Required<Pick<SessionFigures, 'cold' | 'warmUps' | 'steady'>>;
+
+/**
+ * A cold generation, those that warm up, and the samples: the same rule for every engine.
+ *
+ * @param generate - makes generation `index`
+ */
+export async function measureGenerations(
+  settings: MeasureSettings,
+  generate: (index: number) => Promise<GenerationSpeed>,
+): Promise<Generations> {
+  const { repeat, repeatMs = Infinity, warmUp = { generations: 1, ms: 0 } } = settings;
+  let startMs = performance.now();
+  const cold = await generate(0);
+  let warmUps = 1;
+  for (; warmUps < warmUp.generations && performance.now() - startMs < warmUp.ms; warmUps++)
+    await generate(warmUps);
   const steady: GenerationSpeed[] = [];
-  for (let i = 0; i < repeat; i++) steady.push(await generate());
-  return { cold, steady };
+  startMs = performance.now();
+  for (let i = 0; i < repeat && (i === 0 || performance.now() - startMs < repeatMs); i++)
+    steady.push(await generate(warmUps + i));
+  return { cold, warmUps, steady };
 }
 
 function speedOf(result: GenerationResult): GenerationSpeed {

@@ -2,7 +2,8 @@
 import * as wllamaModule from '@wllama/wllama/esm/index.js';
 import { benchPage } from '../../compiler/cli/bench-page.ts';
 import type { GenerationSpeed } from '../../compiler/cli/bench-row.ts';
-import type { MeasureSettings } from '../../compiler/cli/bench-session.ts';
+import type { Generations, MeasureSettings } from '../../compiler/cli/bench-session.ts';
+import { measureGenerations } from '../../compiler/cli/bench-session.ts';
 
 /** The part of wllama that is used; its own types do not resolve under `nodenext`. */
 interface WllamaModule {
@@ -27,10 +28,8 @@ interface WllamaModule {
 const { Wllama } = wllamaModule as unknown as WllamaModule;
 
 /** Figures of one wllama session. */
-export interface WllamaFigures {
+export interface WllamaFigures extends Generations {
   readonly loadMs: number;
-  readonly cold: GenerationSpeed;
-  readonly steady: readonly GenerationSpeed[];
   readonly threads: number;
 }
 
@@ -45,7 +44,8 @@ export interface PeerPage {
 }
 
 const offered: PeerPage = {
-  async wllama(url, { threads, contextLength }, { promptTokens, tokens, repeat }) {
+  async wllama(url, { threads, contextLength }, settings) {
+    const { promptTokens, tokens } = settings;
     const startMs = performance.now();
     const wllama = new Wllama({ default: '/wllama/wasm/wllama.wasm' }, { suppressNativeLog: true });
     const file = await (await fetch(url)).blob();
@@ -79,10 +79,10 @@ const offered: PeerPage = {
       };
     };
     try {
-      const cold = await generate('a');
-      const steady = [];
-      for (let i = 0; i < repeat; i++) steady.push(await generate('bcdefgh'[i % 7] ?? 'b'));
-      return { loadMs, cold, steady, threads: wllama.getNumThreads() };
+      const speeds = await measureGenerations(settings, (index) =>
+        generate('abcdefgh'[index % 8] ?? 'a'),
+      );
+      return { loadMs, ...speeds, threads: wllama.getNumThreads() };
     } finally {
       await wllama.exit();
     }

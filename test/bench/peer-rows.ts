@@ -25,6 +25,8 @@ export interface SampleGroup {
 
 /** A row of the comparison: a row of `fettle bench`, how far samples lie apart, and the limits. */
 export interface PeerRow extends Row {
+  /** Generations before the steady ones of a sample, the cold one included. */
+  readonly warmUps: number;
   /** Least and most of the steady samples. */
   readonly range: {
     readonly prefillTokensPerSecond: readonly [number, number];
@@ -70,6 +72,7 @@ export function peerRow(group: SampleGroup, probes: readonly Limits[]): PeerRow 
     loadMs: median(samples.map((sample) => sample.loadMs)),
     ...speed,
     cold,
+    warmUps: median(samples.map((sample) => sample.warmUps ?? 1)),
     memoryBytes: {
       weights: bytes('weights'),
       arena: bytes('arena'),

@@ -5,16 +5,17 @@
  *     [--hosts chromium,node] [--threads 1,2] [--repeat 5] [--prompt-tokens 128] [--tokens 32] [--out file.json]
  *     [--reuse: bundles that an earlier run compiled for Fettle's engine]
  *
- * A sample is a fresh page or process: load, one cold generation, one steady one; so the first tokens,
- * which engines spend compiling, are in the cold figures only. Engines and thread counts take turns, and
- * the machine's limits are measured once a repetition too. Figures are medians.
+ * A sample is a fresh page or process: load, a cold generation, more until four are made or 5 s have passed, then
+ * steady ones, three or as many as fit 1 s, at least one. The rule is the same for every engine, and what engines
+ * spend compiling is in the cold figures only. Engines and thread counts take turns, and the machine's limits are
+ * measured once a repetition too. Figures are medians.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, loadavg, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Limits } from '../../compiler/cli/bench-row.ts';
-import { medianLimits } from '../../compiler/cli/bench-row.ts';
+import { medianLimits, medianSpeed } from '../../compiler/cli/bench-row.ts';
 import type { SessionFigures } from '../../compiler/cli/bench-session.ts';
 import { table } from '../../compiler/cli/text.ts';
 import type { PeerHost } from './peer-hosts.ts';
@@ -42,7 +43,9 @@ const { values: options } = parseArgs({
 const settings = {
   promptTokens: count(options['prompt-tokens']),
   tokens: count(options.tokens),
-  repeat: 1,
+  warmUp: { generations: 4, ms: 5000 },
+  repeat: 3,
+  repeatMs: 1000,
 };
 const threadCounts = options.threads.split(',').map(count);
 const threaded = threadCounts.some((threads) => threads > 1);
@@ -159,7 +162,7 @@ function summary(): object {
     probes: Object.fromEntries(
       Object.entries(probes).map(([host, limits]) => [host, medianLimits(limits)]),
     ),
-    settings: { ...settings, repeat: repetitions },
+    settings: { ...settings, repetitions },
     absent,
   };
 }
@@ -194,9 +197,10 @@ function text(): string {
   );
 }
 
-function brief({ loadMs, steady: [first] }: SessionFigures): string {
-  const speed = `${first?.prefillTokensPerSecond.toFixed(1)} / ${first?.decodeTokensPerSecond.toFixed(1)}`;
-  return `${speed} tokens/s, loaded in ${loadMs.toFixed(0)} ms`;
+function brief({ loadMs, steady, warmUps }: SessionFigures): string {
+  const speed = medianSpeed(steady);
+  const speeds = `${speed?.prefillTokensPerSecond.toFixed(1)} / ${speed?.decodeTokensPerSecond.toFixed(1)}`;
+  return `${speeds} tokens/s after ${warmUps} generations, loaded in ${loadMs.toFixed(0)} ms`;
 }
 
 function leaveOut(one: (typeof absent)[number]): void {
