@@ -4,7 +4,7 @@
  *
  *   "FCAL" | u32 bytes of JSON | JSON, padded with spaces to 8 | arrays, each at a multiple of 8
  *
- * The JSON names each array with type, offset and length, and has the hash of all of them.
+ * The JSON names each array with type, offset and length, and has the hash of what is kept and all of them.
  */
 import { FettleError } from '../../runtime/errors.ts';
 import { Sha256, sha256 } from '../../runtime/sha256.ts';
@@ -117,7 +117,7 @@ interface ArrayHeader {
 /** The bytes of an entry. */
 export function encodeEntry({ json, arrays }: CacheEntry): Uint8Array {
   const headers: ArrayHeader[] = [];
-  const hash = new Sha256();
+  const hash = new Sha256().update(jsonBytes(json));
   let end = 0;
   for (const [name, array] of Object.entries(arrays)) {
     const type = (Object.keys(types) as (keyof typeof types)[]).find(
@@ -156,7 +156,7 @@ export function decodeEntry(file: Uint8Array): CacheEntry | undefined {
       readonly arrays: readonly ArrayHeader[];
       readonly sha256: string;
     };
-    const hash = new Sha256();
+    const hash = new Sha256().update(jsonBytes(header.json));
     const arrays: Record<string, CachedArray> = {};
     for (const { name, type, offset, length } of header.arrays) {
       // a copy: arrays want to be aligned, and the file is let go of
@@ -171,6 +171,10 @@ export function decodeEntry(file: Uint8Array): CacheEntry | undefined {
   } catch {
     return undefined;
   }
+}
+
+function jsonBytes(json: unknown): Uint8Array {
+  return new TextEncoder().encode(JSON.stringify(json));
 }
 
 function bytesOf(array: CachedArray): Uint8Array {

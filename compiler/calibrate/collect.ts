@@ -50,9 +50,12 @@ export interface Statistics {
 export interface CollectOptions {
   /** Whether Hessians are collected for all units, for {@link visit} and the output energy. Default false. */
   readonly hessians?: boolean;
-  /** Looks at a unit while its Hessian is there; not called for what comes from the cache. */
+  /** Looks at a unit while its Hessian is there: from the cache too, which keeps some for it. */
   readonly visit?: (unit: WeightUnit, statistics: UnitStatistics) => void;
 }
+
+/** Bytes of Hessians that the cache keeps for {@link CollectOptions.visit}; later stages are summed up again. */
+const KEPT_HESSIAN_BYTES = 64 * 2 ** 20;
 
 /**
  * Collects the statistics of a subject. Stages found in the cache are only run, not summed up; when all
@@ -82,17 +85,25 @@ async function collect(
   const key = cacheKey('statistics', VERSION, subject.key, hessians);
   const found = new Map<string, UnitStatistics>();
   const blocks: BlockStatistics[] = [];
-  const known = stages.map(({ index }) =>
-    visit === undefined ? cache?.read(cacheKey(key, index)) : undefined,
-  );
+  const known = stages.map(({ index }) => {
+    const entry = cache?.read(cacheKey(key, index));
+    const kept = entry && unpack(entry);
+    return visit === undefined || kept?.isWhole === true ? kept : undefined;
+  });
+  let keptBytes = 0;
   const lastUnknown = known.findLastIndex((entry) => entry === undefined);
   const held = new Activations(samples, stages);
   for (const stage of stages) {
     const entry = known[stage.index];
     if (entry !== undefined) {
-      const kept = unpack(entry);
-      for (const [name, statistics] of kept.units) found.set(name, statistics);
-      blocks.push(kept.block);
+      keptBytes += hessianBytes(entry.units);
+      for (const unit of stage.units) {
+        const statistics = entry.units.get(unit.name);
+        if (statistics === undefined) continue;
+        visit?.(unit, statistics);
+        found.set(unit.name, early.has(unit.name) ? statistics : withoutHessian(statistics));
+      }
+      blocks.push(entry.block);
       if (stage.index > lastUnknown) continue;
     }
     const wantsHessian = (unit: WeightUnit): boolean => hessians || early.has(unit.name);
@@ -129,7 +140,7 @@ async function collect(
       await runner.dispose();
     }
     if (entry !== undefined) continue;
-    const units = new Map<string, UnitStatistics>();
+    const whole = new Map<string, UnitStatistics>();
     for (const one of sums)
       for (const [name, statistics] of one.finish()) {
         const unit = stage.units.find((other) => other.name === name);
@@ -137,18 +148,29 @@ async function collect(
         const outputEnergy = energyOf(unit, statistics, algebra);
         const complete = { ...statistics, outputEnergy };
         visit?.(unit, complete);
-        units.set(name, early.has(name) ? complete : withoutHessian(complete));
+        whole.set(name, complete);
       }
+    const units = new Map(
+      [...whole].map(([name, one]) => [name, early.has(name) ? one : withoutHessian(one)]),
+    );
     const block = {
       index: stage.index,
       units: stage.units.map(({ name }) => name),
       cosine: similarity.mean(),
     };
-    cache?.write(cacheKey(key, stage.index), pack(units, block));
+    keptBytes += hessianBytes(whole);
+    const isWhole = visit !== undefined && keptBytes <= KEPT_HESSIAN_BYTES;
+    cache?.write(cacheKey(key, stage.index), pack(isWhole ? whole : units, block, isWhole));
     for (const [name, statistics] of units) found.set(name, statistics);
     blocks.push(block);
   }
   return { key, samples: samples.count, units: found, blocks };
+}
+
+/** Bytes of the Hessians of units; those with the same inputs share one. */
+function hessianBytes(units: ReadonlyMap<string, UnitStatistics>): number {
+  const own = new Set([...units.values()].flatMap(({ hessian }) => hessian ?? []));
+  return [...own].reduce((sum, { byteLength }) => sum + byteLength, 0);
 }
 
 /** Runs nothing: what is wanted crosses the cut. */
@@ -247,10 +269,24 @@ function sameFloats(
 interface PackedUnit {
   readonly name: string;
   readonly numbers: Omit<UnitStatistics, 'absmax' | 'mean' | 'meanSquare' | 'hessian' | 'cross'>;
+  /** Array that is its Hessian. */
+  readonly hessian?: string;
 }
 
-function pack(units: ReadonlyMap<string, UnitStatistics>, block: BlockStatistics): CacheEntry {
+interface PackedStage {
+  readonly units: readonly PackedUnit[];
+  readonly block: BlockStatistics;
+  /** Whether the Hessians of all units are there. */
+  readonly isWhole: boolean;
+}
+
+function pack(
+  units: ReadonlyMap<string, UnitStatistics>,
+  block: BlockStatistics,
+  isWhole: boolean,
+): CacheEntry {
   const arrays: Record<string, Float32Array> = {};
+  const hessians = new Map<Float32Array, string>();
   const packed = [...units].map(([name, statistics], index): PackedUnit => {
     const { absmax, mean, meanSquare, hessian, cross: _, ...numbers } = statistics;
     Object.assign(arrays, {
@@ -258,34 +294,35 @@ function pack(units: ReadonlyMap<string, UnitStatistics>, block: BlockStatistics
       [`mean ${index}`]: mean,
       [`meanSquare ${index}`]: meanSquare,
     });
-    if (hessian !== undefined) arrays[`hessian ${index}`] = hessian;
-    return { name, numbers };
+    if (hessian === undefined) return { name, numbers };
+    const array = hessians.get(hessian) ?? `hessian ${index}`;
+    hessians.set(hessian, array);
+    arrays[array] = hessian;
+    return { name, numbers, hessian: array };
   });
-  return { json: { units: packed, block }, arrays };
+  const json: PackedStage = { units: packed, block, isWhole };
+  return { json, arrays };
 }
 
 function unpack({ json, arrays }: CacheEntry): {
   readonly units: ReadonlyMap<string, UnitStatistics>;
   readonly block: BlockStatistics;
+  readonly isWhole: boolean;
 } {
-  const { units, block } = json as {
-    readonly units: readonly PackedUnit[];
-    readonly block: BlockStatistics;
-  };
+  const { units, block, isWhole } = json as PackedStage;
   const floats = (name: string): Float32Array => arrays[name] as Float32Array;
   return {
     block: { ...block, cosine: block.cosine },
+    isWhole,
     units: new Map(
-      units.map(({ name, numbers }, index) => [
+      units.map(({ name, numbers, hessian }, index) => [
         name,
         {
           ...numbers,
           absmax: floats(`absmax ${index}`),
           mean: floats(`mean ${index}`),
           meanSquare: floats(`meanSquare ${index}`),
-          ...(arrays[`hessian ${index}`] === undefined
-            ? {}
-            : { hessian: floats(`hessian ${index}`) }),
+          ...(hessian === undefined ? {} : { hessian: floats(hessian) }),
         },
       ]),
     ),

@@ -26,6 +26,7 @@ import { baselineNames } from './baselines.ts';
 import { zdOfBlocks } from './block-scores.ts';
 import type { CalibratedModel } from './calibrated.ts';
 import { evolve } from './evolve.ts';
+import { keptNumber, keptRatings } from './kept.ts';
 import { unitOptions } from './options.ts';
 import type { UnitRatings } from './rate.ts';
 import { rateFormats } from './rate.ts';
@@ -38,7 +39,6 @@ import {
   predictedTable,
 } from './sensitivity.ts';
 import type { Row, SensitivityTable } from './table.ts';
-import { decodeTable, encodeTable } from './table.ts';
 
 /** Bytes of Hessians that are held so that any format can be rounded at any time. */
 const HELD_HESSIAN_BYTES = 512 * 2 ** 20;
@@ -110,22 +110,23 @@ export class FormatSearch {
     const method = calibrated.method();
     const ratings = new Map<string, UnitRatings>();
     const held = new HeldStatistics();
+    const settings = { skip: request.recipe.skip, minElements: request.minElements ?? 4096 };
+    const methods = [method, methodForTable(method)];
+    const key = cacheKey('table', VERSION, subject.key, gate.sha256, target.id, methods, settings);
+    // as it was, not as files of bundles have it: whoever finds it must choose the same
+    const kept = services.cache?.read(key)?.json as SensitivityTable | undefined;
     const statistics = await collectStatistics(subject, services, {
       hessians: true,
       visit: (unit, found) => {
         held.keep(unit, found);
-        ratings.set(unit.name, rate(calibrated, unit, found));
+        if (kept === undefined) ratings.set(unit.name, rate(calibrated, unit, found));
       },
     });
-    for (const unit of calibrated.units)
-      if (!ratings.has(unit.name)) ratings.set(unit.name, rate(calibrated, unit, undefined));
-    const settings = { skip: request.recipe.skip, minElements: request.minElements ?? 4096 };
     const measured = await subjectOf(request.model, request.decoder, gate, settings);
     const live = await LiveModel.open(measured, services);
-    const methods = [method, methodForTable(method)];
-    const key = cacheKey('table', VERSION, subject.key, gate.sha256, target.id, methods, settings);
-    const kept = cachedTable(calibrated, key);
     if (kept !== undefined) return new FormatSearch(calibrated, kept, held.all, live);
+    for (const unit of calibrated.units)
+      if (!ratings.has(unit.name)) ratings.set(unit.name, rate(calibrated, unit, undefined));
     const gains = await measureGains(calibrated, live, held.all);
     const zd = zdOfBlocks(calibrated.units, calibrated.roles);
     const lim = limOfUnits(statistics);
@@ -153,7 +154,7 @@ export class FormatSearch {
       fixedBytes: 0,
       overheadBytes: 0,
     });
-    services.cache?.write(key, { json: {}, arrays: { table: encodeTable(table) } });
+    services.cache?.write(key, { json: table, arrays: {} });
     return new FormatSearch(calibrated, table, held.all, live);
   }
 
@@ -370,13 +371,21 @@ function rate(
   const formats = !isTable
     ? all
     : [parseFormat(recipe.embeddings === 'keep' ? 'f32' : recipe.embeddings)];
-  return rateFormats(
-    unitRows(unit),
-    formats,
-    calibrated.methodOf(unit),
-    statistics ?? {},
-    services.algebra,
-    services.signal,
+  const method = calibrated.methodOf(unit);
+  const { subject } = calibrated;
+  const names = formats.map(({ name }) => name);
+  return keptRatings(
+    services.cache,
+    cacheKey('ratings', VERSION, subject.key, unit.name, names, method),
+    () =>
+      rateFormats(
+        unitRows(unit),
+        formats,
+        method,
+        statistics ?? {},
+        services.algebra,
+        services.signal,
+      ),
   );
 }
 
@@ -397,12 +406,24 @@ async function measureGains(
     if (unit === undefined) continue;
     if (performance.now() - began > MEASURING_MS) break;
     const known = statistics.get(unit.name);
-    const error = await live.probe(unit.name, NOISE_ENERGY, {
-      samples: Math.ceil(live.samples / 2),
-      statistics: known,
-      seed: request.recipe.seed + index,
+    const samples = Math.ceil(live.samples / 2);
+    const seed = request.recipe.seed + index;
+    const { subject, gate } = calibrated;
+    const key = cacheKey(
+      'gain',
+      VERSION,
+      subject.key,
+      gate.sha256,
+      unit.name,
+      samples,
+      seed,
+      NOISE_ENERGY,
+    );
+    const gain = await keptNumber(services.cache, key, async () => {
+      const error = await live.probe(unit.name, NOISE_ENERGY, { samples, statistics: known, seed });
+      return Math.max(0, error) / NOISE_ENERGY;
     });
-    gains.set(unit.name, Math.max(0, error) / NOISE_ENERGY);
+    gains.set(unit.name, gain);
     services.progress?.('noise gains', done + 1, units.length);
   }
   for (const [index, unit] of units.entries()) {
@@ -430,9 +451,4 @@ function limOfUnits({ blocks }: Statistics): ReadonlyMap<string, number> {
   return new Map(
     blocks.flatMap(({ units, cosine }) => units.map((name) => [name, -(cosine ?? 0)] as const)),
   );
-}
-
-function cachedTable({ services }: CalibratedModel, key: string): SensitivityTable | undefined {
-  const bytes = services.cache?.read(key)?.arrays['table'];
-  return bytes instanceof Uint8Array ? decodeTable(bytes, 'cache') : undefined;
 }

@@ -3,7 +3,6 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Algebra } from '../../compiler/algebra/algebra.ts';
 import { attentionReceived, tokenWeights } from '../../compiler/calibrate/attention-weights.ts';
-import type { CalibrationCache } from '../../compiler/calibrate/cache.ts';
 import { decodeEntry, encodeEntry, FolderCache } from '../../compiler/calibrate/cache.ts';
 import { collectStatistics } from '../../compiler/calibrate/collect.ts';
 import { arraySamples, windowSamples } from '../../compiler/calibrate/samples.ts';
@@ -28,6 +27,7 @@ import type { Tensor } from '../../runtime/tensor.ts';
 import { tensor } from '../../runtime/tensor.ts';
 import { engines, frontModel } from '../support/calibration.ts';
 import { fusedDecoder } from '../support/fused-decoder.ts';
+import { InterruptibleCache } from '../support/interruptible-cache.ts';
 import { ModelBuilder } from '../support/model-builder.ts';
 import { normalValues } from '../support/random-values.ts';
 import { random } from '../support/rng.ts';
@@ -303,26 +303,6 @@ test('with token weights the Hessian is the weighted one', async () => {
   assert.notDeepEqual(seen.get(first.name)?.hessian, plain.get(first.name)?.hessian);
 });
 
-/** A cache that can be told to fail after some entries, as an interruption would. */
-function interruptible(after: number): CalibrationCache & { writes: number; reads: number } {
-  const cache = new FolderCache(new MemoryFiles(), 'cache');
-  const wrapped = {
-    writes: 0,
-    reads: 0,
-    read: (key: string) => {
-      const entry = cache.read(key);
-      if (entry !== undefined) wrapped.reads++;
-      return entry;
-    },
-    write: (key: string, entry: Parameters<CalibrationCache['write']>[1]) => {
-      cache.write(key, entry);
-      wrapped.writes++;
-      if (wrapped.writes === after) throw new DOMException('interrupted', 'AbortError');
-    },
-  };
-  return wrapped;
-}
-
 test('what was interrupted goes on where it was, to the same codes', async () => {
   const subject = await micro('untied');
   const formats = new Map(subject.units.map(({ name }) => [name, w4]));
@@ -338,7 +318,7 @@ test('what was interrupted goes on where it was, to the same codes', async () =>
       services,
       options,
     );
-    const cache = interruptible(4);
+    const cache = new InterruptibleCache(4);
     const cached = { ...services, cache };
     let calls = 0;
     const counted: RoundUnit = (unit, format, statistics) => {
@@ -401,6 +381,10 @@ test('entries of the cache come back as they were', () => {
   assert.deepEqual(decodeEntry(bytes), entry);
   for (const length of [0, 7, 12, bytes.length - 8])
     assert.equal(decodeEntry(bytes.slice(0, length)), undefined);
+  // numbers in the JSON are what ratings and gains are
+  const changed = bytes.slice();
+  changed[bytes.indexOf('1'.charCodeAt(0), 8)] = '2'.charCodeAt(0);
+  assert.equal(decodeEntry(changed), undefined);
 });
 
 test('values that are not finite name the node that made them', async () => {
