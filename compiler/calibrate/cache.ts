@@ -30,9 +30,12 @@ export interface CalibrationCache {
   write(key: string, entry: CacheEntry): void;
 }
 
+/** Changes when the same options give other statistics, ratings or codes than before. */
+const GENERATION = 2;
+
 /** The hash of several things that are JSON. */
 export function cacheKey(...parts: readonly unknown[]): string {
-  return sha256(new TextEncoder().encode(JSON.stringify(parts)));
+  return sha256(new TextEncoder().encode(JSON.stringify([GENERATION, ...parts])));
 }
 
 /** Entries as files of a folder. */

@@ -1,6 +1,6 @@
 /**
  * Codes as ONNX stores them: one flat run of 4- or 8-bit elements, low nibble first, no padding
- * between rows, in either orientation. Codes of 2 and 3 bits are widened to 4.
+ * between rows, in either orientation. Codes of 2 and 3 bits are widened to 4, and doubled (quant/grid.ts).
  */
 import { packRow, unpackRows } from '../quant/pack.ts';
 
@@ -8,7 +8,9 @@ import { packRow, unpackRows } from '../quant/pack.ts';
 export interface StoredCodes {
   /** Bits of an element: 4 or 8. */
   readonly bits: 4 | 8;
-  /** Added to every code; what leaves the range wraps around, so -8 makes a signed nibble. */
+  /** What every code is multiplied by. */
+  readonly factor: 1 | 2;
+  /** Added to every code then; what leaves the range wraps around, so -8 makes a signed nibble. */
   readonly shift: number;
   /** Whether storage is [columns, rows]. */
   readonly transposed: boolean;
@@ -33,6 +35,7 @@ export function storeCodes(
   // a shift by half the range flips the top bit of each code, packed or not
   if (
     bits === wanted.bits &&
+    wanted.factor === 1 &&
     !wanted.transposed &&
     wholeBytes &&
     (shift === 0 || 2 * shift === mask + 1)
@@ -42,8 +45,9 @@ export function storeCodes(
   }
   const loose = unpackRows(codes, bits, rows, columns);
   const turned = wanted.transposed ? transpose(loose, rows, columns) : loose;
-  if (shift !== 0)
-    for (let i = 0; i < turned.length; i++) turned[i] = ((turned[i] ?? 0) + shift) & mask;
+  const { factor } = wanted;
+  if (shift !== 0 || factor !== 1)
+    for (let i = 0; i < turned.length; i++) turned[i] = ((turned[i] ?? 0) * factor + shift) & mask;
   if (wanted.bits === 8) return turned;
   const packed = new Uint8Array(Math.ceil(turned.length / 2));
   packRow(turned, 4, packed);

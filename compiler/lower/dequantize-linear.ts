@@ -21,6 +21,7 @@ import { dtypes } from '../../runtime/tensor.ts';
 import { int, ints, tensorAttribute } from '../ir/attribute.ts';
 import type { Value } from '../ir/graph.ts';
 import { Weight } from '../ir/weight.ts';
+import { codeStep, middleZero, zeroBits } from '../quant/grid.ts';
 import { storeCodes, transpose } from './code-layout.ts';
 import type { LowerContext } from './context.ts';
 import { quantizedConstant } from './context.ts';
@@ -107,10 +108,11 @@ function partsOf(
   const stored = bits === 8 ? 8 : 4;
   // GatherBlockQuantized knows signed nibbles, but only unsigned bytes
   const signed = symmetric && !(stored === 8 && gathered);
-  const shift = signed ? -(2 ** (bits - 1)) : 0;
+  const shift = signed ? -middleZero(bits) : 0;
   const shape = (width: number): readonly number[] => (turned ? [width, rows] : [rows, width]);
   const codes = storeCodes(matrix.codes, bits, [rows, columns], {
     bits: stored,
+    factor: codeStep(bits),
     shift,
     transposed: turned,
   });
@@ -121,8 +123,9 @@ function partsOf(
   const zeros =
     matrix.zeros === undefined
       ? undefined
-      : storeCodes(matrix.zeros, bits, [rows, groups], {
+      : storeCodes(matrix.zeros, zeroBits(bits), [rows, groups], {
           bits: stored,
+          factor: 1,
           shift: 0,
           transposed: turned,
         });
@@ -156,14 +159,14 @@ function partsOf(
   };
 }
 
-/** Zero points that are all `2^(bits-1)`, computed when the session starts instead of stored. */
+/** Zero points that are all in the middle, computed when the session starts instead of stored. */
 function middle(
   group: QuantizedGroup,
   shape: readonly number[],
   bits: 4 | 8,
   { rewriter }: LowerContext,
 ): Value {
-  const data = Uint8Array.of(2 ** (bits - 1));
+  const data = Uint8Array.of(middleZero(bits));
   const value = tensorAttribute(Weight.of({ dtype: 'u8', shape: [1], data }));
   const size = rewriter.constant(`${group.name}.zero_shape`, {
     dtype: 'i64',

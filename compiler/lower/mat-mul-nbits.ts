@@ -18,6 +18,7 @@ import { dtypes } from '../../runtime/tensor.ts';
 import { int } from '../ir/attribute.ts';
 import type { Node, Value } from '../ir/graph.ts';
 import { Weight } from '../ir/weight.ts';
+import { codeStep, middleZero } from '../quant/grid.ts';
 import { storeCodes } from './code-layout.ts';
 import type { LowerContext } from './context.ts';
 import { quantizedConstant } from './context.ts';
@@ -123,9 +124,10 @@ function partsOf(
   const { rewriter } = context;
   const stored = bits === 8 ? 8 : 4;
   // the zero point that is meant when none is given: the middle of the stored range
-  const shift = 2 ** (stored - 1) - 2 ** (bits - 1);
+  const shift = middleZero(stored) - middleZero(bits);
   const data = storeCodes(matrixOf(group).codes, bits, [rows, columns], {
     bits: stored,
+    factor: codeStep(bits),
     shift,
     transposed: false,
   });

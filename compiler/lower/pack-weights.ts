@@ -9,6 +9,7 @@
 import { floatToHalf, fromHalfArray, halfToFloat, toHalfArray } from '../../runtime/half.ts';
 import { bytesOf } from '../../runtime/tensor.ts';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
+import { codeStep, middleZero, zeroBits } from '../quant/grid.ts';
 import { packedRowBytes, unpackRow } from '../quant/pack.ts';
 import { Weight } from '../ir/weight.ts';
 
@@ -37,7 +38,7 @@ export interface CodeParts {
   readonly codes: Weight;
   /** f16 [rows, groups]. */
   readonly scales: Weight;
-  /** Packed as `quant/pack.ts` says, [rows, packedRowBytes(bits, groups)]; none: codes are symmetric. */
+  /** Packed as `quant/pack.ts` says, [rows, packedRowBytes(zeroBits(bits), groups)]; none: codes are symmetric. */
   readonly zeros?: Weight | undefined;
 }
 
@@ -129,9 +130,17 @@ function groupStarts(packing: CodePacking, asymmetric: boolean): number[] {
   return Array.from({ length: groupsOf(packing) }, (_, group) => group * bytes);
 }
 
-/** Zero-point shift of a format that stores codes of fewer bits than it could. */
-function codeShift({ bits, format }: CodePacking): number {
-  return bits === 3 && format === abi.W4 ? 4 : 0;
+/**
+ * How codes of 3 bits are written as those of 4: doubled, so that zero points stay as they are, and moved to
+ * where the middle is when none are stored.
+ */
+function asNibbles(
+  { bits, format }: CodePacking,
+  symmetric: boolean,
+): { readonly factor: number; readonly shift: number } {
+  const wider = bits < 4 && format === abi.W4;
+  if (!wider) return { factor: 1, shift: 0 };
+  return { factor: codeStep(bits), shift: symmetric ? middleZero(4) - middleZero(bits) : 0 };
 }
 
 function packCodes(
@@ -146,7 +155,8 @@ function packCodes(
   const words = new Uint32Array(Math.ceil(columns / 4));
   const loose = new Uint8Array(words.buffer);
   const every = 0x01010101;
-  const shift = codeShift(packing) * every;
+  const { factor, shift } = asNibbles(packing, zeros === undefined);
+  const shifts = shift * every;
   const last = columns % 4 === 0 ? -1 : (1 << (8 * (columns % 4))) - 1;
   const head = headBytes(zeros !== undefined);
   // bits side by side in a byte (w3 keeps its third bit elsewhere), and how many fours share one, as a power of 2
@@ -166,7 +176,7 @@ function packCodes(
       const end = Math.min(block >> 2, words.length - start);
       for (let four = 0; four < end; four++) {
         const whole = start + four + 1 < words.length;
-        const word = ((words[start + four] ?? 0) + shift) & (whole ? -1 : last);
+        const word = ((words[start + four] ?? 0) * factor + shifts) & (whole ? -1 : last);
         add(base + 64 * (four >> fours), (word & mask) << ((four & ((1 << fours) - 1)) * width));
         if (format === abi.W3) add(base + 128, ((word >>> 2) & every) << four);
       }
@@ -198,15 +208,15 @@ function packZeros(
 ): void {
   if (zeros === undefined) return;
   const groups = groupsOf(packing);
-  const rowBytes = packedRowBytes(packing.bits, groups);
+  const bits = zeroBits(packing.bits);
+  const rowBytes = packedRowBytes(bits, groups);
   const starts = groupStarts(packing, true);
-  const shift = codeShift(packing);
   const stored = zeros.bytes(first * rowBytes, count * rowBytes);
   const loose = new Uint8Array(groups);
   for (let row = 0; row < count; row++) {
-    unpackRow(stored, packing.bits, groups, loose, row * rowBytes);
+    unpackRow(stored, bits, groups, loose, row * rowBytes);
     starts.forEach((start, group) => {
-      into[start + 2 * TILE_ROWS + row] = (loose[group] ?? 0) + shift;
+      into[start + 2 * TILE_ROWS + row] = loose[group] ?? 0;
     });
   }
 }

@@ -6,7 +6,7 @@
  *                     codebook? i8 [C, 16])
  *     -> f32 [N, columns], or [columns, N] when `transposed`
  *
- * Codes and zero points are packed as `quant/pack.ts` says. N are output channels, columns inputs;
+ * Codes and zero points are packed as `quant/pack.ts` says and mean what `quant/grid.ts` says. N are output channels, columns inputs;
  * groups run along the inputs. With a codebook, codes of 4 bits are indices into the 16 levels of their
  * run of N / C rows, and there are no zero points. Tied weights share the constants of two such nodes.
  */
@@ -15,6 +15,7 @@ import { dtypeOfOnnx, dtypes } from '../../runtime/tensor.ts';
 import type { Attributes } from '../ir/attribute.ts';
 import { int } from '../ir/attribute.ts';
 import type { Node } from '../ir/graph.ts';
+import { zeroBits } from '../quant/grid.ts';
 import type { CodeLayout } from '../quant/matrix.ts';
 import { CODEBOOK_LEVELS, dequantizeMatrix, groupCount } from '../quant/matrix.ts';
 import { packedRowBytes } from '../quant/pack.ts';
@@ -113,7 +114,7 @@ function checkLayout(context: InferContext, rows: number | string): void {
   if (group < 1 || columns < 1)
     throw opError(context, `group and columns must be positive, got ${group} and ${columns}`);
   const groups = groupCount({ columns, group });
-  const widths = [packedRowBytes(bits, columns), groups, packedRowBytes(bits, groups)];
+  const widths = [packedRowBytes(bits, columns), groups, packedRowBytes(zeroBits(bits), groups)];
   ['codes', 'scales', 'zeros'].forEach((name, index) => {
     const shape = context.node.inputs[index]?.shape;
     if (shape !== undefined && (shape[0] !== rows || shape[1] !== widths[index]))

@@ -1,12 +1,13 @@
 /**
  * Round-to-nearest with an f16 scale, and perhaps a zero point, per group of a row.
  *
- *   asymmetric   s = (max(x, 0) - min(x, 0)) / (2^b - 1),  z = round(-min / s),  x' = s (q - z)
- *   symmetric    s = max|x| / (2^(b-1) - 1),               z = 2^(b-1)
+ *   asymmetric   s = (max(x, 0) - min(x, 0)) / span,  z = round(-min / s),  x' = s (step q - z)
+ *   symmetric    s = max|x| / (span - z),             z = the middle (step, span, middle: grid.ts)
  *
  * Clip search shrinks the range (both ends) by factors from 1 down to 0.5 and keeps the one of least
  * squared error. Scales are rounded to f16 before anything is measured with them, so the error
- * reported is that of what is stored. Source: ../shared/ALGORITHMS.md 0.2 and 0.4 (round-to-nearest
+ * reported is that of what is stored. Of 2 and 3 bits the two nearest zero points are tried: with one of them
+ * zero is a level, with the other it lies between two. Source: ../shared/ALGORITHMS.md 0.2 and 0.4 (round-to-nearest
  * and its table of errors); the search is the common one of AWQ and GGUF tools.
  *
  * The loops are in `compiler/algebra/kernels/affine.ts`: the search tries 26 candidates for every weight.
@@ -22,7 +23,7 @@ export interface AffineOptions {
   readonly group: number;
   /** Bits of a code. */
   readonly bits: CodeBits;
-  /** Whether the zero point is `2^(bits-1)` everywhere. */
+  /** Whether the zero point is in the middle everywhere. */
   readonly symmetric: boolean;
   /** Whether to search for the clip of least squared error. */
   readonly clip: boolean;

@@ -7,6 +7,7 @@
  * per 32 inputs. `fettle formats` prints this table.
  */
 import type { EngineId } from '../../targets/target.ts';
+import { codeStep, levelSpan, middleZero, zeroBits } from './grid.ts';
 import { FettleError, nearest } from '../../runtime/errors.ts';
 
 /** Bits of a weight code. */
@@ -40,7 +41,7 @@ export interface IntegerFormat extends FormatRow {
   readonly bits: CodeBits;
   /** Inputs that share a scale. */
   readonly group: GroupSize;
-  /** Whether the zero point is `2^(bits-1)` everywhere, so that none is stored. */
+  /** Whether the zero point is the middle of the levels everywhere, so that none is stored. */
   readonly symmetric: boolean;
 }
 
@@ -162,11 +163,12 @@ export function bitsPerWeight(format: NumberFormat, columns: number): number {
   if (format.kind === 'float' || format.kind === 'kv') return format.bits;
   const group = format.group === 'channel' ? columns : format.group;
   if (format.kind === 'codebook') return format.bits + 16 / group;
-  return format.bits + (16 + (format.symmetric ? 0 : format.bits)) / group;
+  return format.bits + (16 + (format.symmetric ? 0 : zeroBits(format.bits))) / group;
 }
 
 function integer(bits: CodeBits, group: GroupSize, symmetric: boolean): IntegerFormat {
-  const steps = symmetric ? 2 ** (bits - 1) - 1 : 2 ** bits - 1;
+  const step = codeStep(bits);
+  const steps = (levelSpan(bits) - (symmetric ? middleZero(bits) : 0)) / step;
   const scaleRounding = 2 ** -10;
   return {
     kind: 'integer',

@@ -7,6 +7,7 @@ import { outOfRange } from '../../runtime/errors.ts';
 import { fromHalfArray, toHalfArray } from '../../runtime/half.ts';
 import { AffineRounder } from './affine.ts';
 import type { IntegerFormat } from './formats.ts';
+import { codeStep, middleZero, zeroBits } from './grid.ts';
 import { packRows, packedRowBytes, unpackRow } from './pack.ts';
 
 /** A matrix that is read a few rows at a time. */
@@ -37,7 +38,7 @@ export interface QuantizedMatrix extends CodeLayout {
   readonly codes: Uint8Array<ArrayBuffer>;
   /** f16 patterns, [rows, groups]. */
   readonly scales: Uint16Array<ArrayBuffer>;
-  /** Packed like codes, [rows, packedRowBytes(bits, groups)]; undefined: `2^(bits-1)` everywhere. */
+  /** [rows, packedRowBytes(zeroBits(bits), groups)]; undefined: `middleZero(bits)` everywhere. */
   readonly zeros: Uint8Array<ArrayBuffer> | undefined;
   /**
    * What the codes of 4 bits stand for, -64..63: [C, 16] levels, the rows split evenly over C contiguous
@@ -92,7 +93,7 @@ export function quantizeMatrix(
   const group = format.group === 'channel' ? columns : Math.min(format.group, columns);
   const groups = Math.ceil(columns / group);
   const rowBytes = packedRowBytes(bits, columns);
-  const zeroBytes = packedRowBytes(bits, groups);
+  const zeroBytes = packedRowBytes(zeroBits(bits), groups);
   const codes = new Uint8Array(rows * rowBytes);
   const scales = new Uint16Array(rows * groups);
   const zeros = symmetric ? undefined : new Uint8Array(rows * zeroBytes);
@@ -113,7 +114,7 @@ export function quantizeMatrix(
       }
       codes.set(packRows(rounded.codes, bits, count, columns), first * rowBytes);
       scales.set(toHalfArray(rounded.scales), first * groups);
-      zeros?.set(packRows(rounded.zeros, bits, count, groups), first * zeroBytes);
+      zeros?.set(packRows(rounded.zeros, zeroBits(bits), count, groups), first * zeroBytes);
       onRows(first + count);
     }
     const { squaredError, squaredNorm } = rounder;
@@ -140,24 +141,25 @@ export function dequantizeMatrix(
   checkSizes(matrix);
   const groups = groupCount(matrix);
   const rowBytes = packedRowBytes(bits, columns);
-  const zeroBytes = packedRowBytes(bits, groups);
+  const zeroBytes = packedRowBytes(zeroBits(bits), groups);
   const scales = fromHalfArray(matrix.scales);
   const values = new Float32Array(rows * columns);
   const rowCodes = new Uint8Array(columns);
-  const rowZeros = new Uint8Array(groups).fill(1 << (bits - 1));
+  const rowZeros = new Uint8Array(groups).fill(middleZero(bits));
   const across = transposed ? rows : 1;
   const levels = levelsByRow(matrix);
+  const step = codeStep(bits);
   for (let row = 0; row < rows; row++) {
     unpackRow(codes, bits, columns, rowCodes, row * rowBytes);
     const level = levels?.(row);
-    if (zeros !== undefined) unpackRow(zeros, bits, groups, rowZeros, row * zeroBytes);
+    if (zeros !== undefined) unpackRow(zeros, zeroBits(bits), groups, rowZeros, row * zeroBytes);
     let at = transposed ? row : row * columns;
     for (let g = 0, column = 0; g < groups; g++) {
       const scale = scales[row * groups + g] ?? 0;
       const zero = rowZeros[g] ?? 0;
       for (const end = Math.min(columns, column + group); column < end; column++, at += across) {
         const code = rowCodes[column] ?? 0;
-        values[at] = (level === undefined ? code - zero : (level[code] ?? 0)) * scale;
+        values[at] = (level === undefined ? step * code - zero : (level[code] ?? 0)) * scale;
       }
     }
   }
@@ -208,7 +210,7 @@ function checkSizes(matrix: QuantizedMatrix): void {
     throw outOfRange('codes', `${wanted} bytes`, matrix.codes.length);
   if (matrix.scales.length !== rows * groups)
     throw outOfRange('scales', `${rows * groups}`, matrix.scales.length);
-  const zeroBytes = rows * packedRowBytes(bits, groups);
+  const zeroBytes = rows * packedRowBytes(zeroBits(bits), groups);
   if (matrix.zeros !== undefined && matrix.zeros.length !== zeroBytes)
     throw outOfRange('zeros', `${zeroBytes} bytes`, matrix.zeros.length);
   const entries = matrix.codebook?.length ?? CODEBOOK_LEVELS;

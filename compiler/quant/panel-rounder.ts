@@ -4,6 +4,7 @@
  */
 import type { Algebra } from '../algebra/algebra.ts';
 import * as abi from '../algebra/kernels/abi.ts';
+import { codeStep, levelSpan } from './grid.ts';
 import type { PreparedHessian } from './hessian.ts';
 
 /** What the codes are. */
@@ -128,9 +129,11 @@ export class PanelRounder {
     this.setGrid(grid, panels);
     heap.f32(this.staging, targets.length).set(targets);
     const [w = 0, q = 0, level = 0] = words;
+    // beside the zero point that the range gives: with one of them zero is a level, with the other it is not
+    const offsets = codeStep(grid.bits) - 1;
     if (hessian.order !== undefined && this.scalesInAdvance) {
       kernels.panelsIn(this.staging, rows, columns, 0, w);
-      this.setFactors(options.clip ? rangeFactors : [1], 0);
+      this.setFactors(options.clip ? rangeFactors : [1], offsets);
       kernels.chooseScales(this.block);
       kernels.panelsIn(this.staging, rows, columns, this.order, w);
       words[abi.ROUND_GROUP_OF] = this.orderedGroupOf;
@@ -139,7 +142,7 @@ export class PanelRounder {
       this.inNaturalOrder(rows);
     } else {
       kernels.panelsIn(this.staging, rows, columns, this.order, w);
-      this.setFactors(options.clip ? rangeFactors : [1], 0);
+      this.setFactors(options.clip ? rangeFactors : [1], offsets);
       kernels.roundGrouped(this.block);
       if (hessian.order !== undefined) {
         this.inNaturalOrder(rows);
@@ -187,7 +190,8 @@ export class PanelRounder {
   private setGrid(grid: CodeGrid, panels: number): void {
     const { words } = this;
     words[abi.ROUND_PANELS] = panels;
-    words[abi.ROUND_TOP] = 2 ** grid.bits - 1;
+    words[abi.ROUND_TOP] = levelSpan(grid.bits);
+    words[abi.ROUND_STEP] = codeStep(grid.bits);
     words[abi.ROUND_SYMMETRIC] = grid.symmetric ? 1 : 0;
     words[abi.ROUND_FEEDBACK] = this.options.group <= FEEDBACK_GROUP ? 1 : 0;
     words[abi.ROUND_BOOK] = grid.levels === undefined ? 0 : this.book;

@@ -16,6 +16,7 @@ import type { Algebra } from '../algebra/algebra.ts';
 import { FettleError, outOfRange } from '../../runtime/errors.ts';
 import { toHalfArray } from '../../runtime/half.ts';
 import type { CodeFormat } from './formats.ts';
+import { levelSpan, middleZero, zeroBits } from './grid.ts';
 import type { PreparedHessian } from './hessian.ts';
 import { prepareHessian } from './hessian.ts';
 import { learnLevels } from './learned-codebook.ts';
@@ -128,7 +129,8 @@ class UnitSink {
     this.group = group;
     this.groups = Math.ceil(source.columns / group);
     const { kind, bits } = format;
-    const steps = kind === 'codebook' ? 63 : format.symmetric ? 2 ** (bits - 1) - 1 : 2 ** bits - 1;
+    const steps =
+      kind === 'codebook' ? 63 : levelSpan(bits) - (format.symmetric ? middleZero(bits) : 0);
     this.largest = HALF_MAX * steps;
     this.codes = new Uint8Array(source.rows * source.columns);
     this.scales = new Uint16Array(source.rows * this.groups);
@@ -198,7 +200,7 @@ class UnitSink {
       group: this.group,
       codes: packRows(this.codes, bits, rows, columns),
       scales: this.scales,
-      zeros: stored ? packRows(this.zeros, bits, rows, this.groups) : undefined,
+      zeros: stored ? packRows(this.zeros, zeroBits(bits), rows, this.groups) : undefined,
       ...(kind === 'codebook' ? { codebook: joined(levels) } : {}),
     };
     const { loss, squaredError, squaredNorm } = this;

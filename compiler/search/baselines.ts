@@ -88,8 +88,8 @@ function byOrder(
       }
       found.push(table.units.flatMap(({ name }) => chosen.get(name) ?? []));
     }
-  // of all pairs of levels that fit, the one that spends most: what the methods themselves prescribe
-  return found.toSorted((a, b) => bytesOf(b) - bytesOf(a))[0];
+  // no paper says which groups to take: of all pairs of levels that fit, the one that does best
+  return leastError(found);
 }
 
 /**
@@ -98,8 +98,7 @@ function byOrder(
  */
 function baq(table: SensitivityTable, budget: number): Allocation {
   const found = ladders(table).map((levels) => baqWith(table, budget, levels));
-  const fitting = found.filter((rows) => rows !== undefined).filter(fits(budget));
-  return fitting.toSorted((a, b) => bytesOf(b) - bytesOf(a))[0];
+  return leastError(found.filter((rows) => rows !== undefined).filter(fits(budget)));
 }
 
 function baqWith(

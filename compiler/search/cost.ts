@@ -8,6 +8,7 @@ import type { Target } from '../../targets/target.ts';
 import { WEIGHT_ALIGNMENT } from '../emit/layout.ts';
 import { codePacking, TILE_ROWS, tileBytes } from '../lower/pack-weights.ts';
 import type { WeightFormat } from '../quant/formats.ts';
+import { zeroBits } from '../quant/grid.ts';
 import { packedRowBytes } from '../quant/pack.ts';
 
 /** A matrix as costs see it. */
@@ -102,7 +103,7 @@ function untiledBytes(
       ? CODEBOOK_BYTES
       : format.symmetric
         ? 0
-        : rows * packedRowBytes(format.bits, groups);
+        : rows * packedRowBytes(zeroBits(format.bits), groups);
   return (
     align(rows * packedRowBytes(format.bits, columns)) + align(2 * rows * groups) + align(extra)
   );
@@ -138,7 +139,9 @@ export function plainBytes({ rows, columns }: MatrixShape, format: WeightFormat)
   if (format.kind === 'float') return (rows * columns * format.bits) / 8;
   const groups = format.group === 'channel' ? 1 : Math.ceil(columns / format.group);
   const zeros =
-    format.kind === 'codebook' || format.symmetric ? 0 : rows * packedRowBytes(format.bits, groups);
+    format.kind === 'codebook' || format.symmetric
+      ? 0
+      : rows * packedRowBytes(zeroBits(format.bits), groups);
   const table = format.kind === 'codebook' ? 16 : 0;
   return rows * packedRowBytes(format.bits, columns) + 2 * rows * groups + zeros + table;
 }

@@ -27,7 +27,7 @@ export async function withMatMulNBits(model: Model): Promise<void> {
   await eachProduct(model, 'w4g32', (group, node, rewriter) => {
     const { rows, columns, groups } = group;
     const { codes, scales } = matrixOf(group);
-    const wanted = { bits: 4, shift: 0, transposed: false } as const;
+    const wanted = { bits: 4, factor: 1, shift: 0, transposed: false } as const;
     const data = storeCodes(codes, 4, [rows, columns], wanted);
     const shape = [rows, groups, BLOCK / 2];
     const blocks = rewriter.constant(`${group.name}.q`, { dtype: 'u8', shape, data });
@@ -56,7 +56,7 @@ export async function withDynamicInt8(model: Model): Promise<void> {
   await eachProduct(model, 'w8', (group, node, rewriter) => {
     const { rows, columns } = group;
     const { codes, scales } = matrixOf(group);
-    const wanted = { bits: 8, shift: -128, transposed: true } as const;
+    const wanted = { bits: 8, factor: 1, shift: -128, transposed: true } as const;
     const stored = storeCodes(codes, 8, [rows, columns], wanted);
     const weight = rewriter.constant(`${group.name}.q`, {
       dtype: 'i8',

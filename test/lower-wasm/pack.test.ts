@@ -10,6 +10,7 @@ import {
   packedMatrix,
   tileBytes,
 } from '../../compiler/lower/pack-weights.ts';
+import { zeroBits } from '../../compiler/quant/grid.ts';
 import { packRows } from '../../compiler/quant/pack.ts';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import { uniform } from '../support/random-values.ts';
@@ -91,25 +92,26 @@ for (const [bits, group, rows, columns] of cases)
       assert.ok(typeof packing === 'object');
       const groups = groupsOf(packing);
       const codes = random(rows * columns, 2 ** bits);
-      const zeros = random(rows * groups, 2 ** bits);
+      const zeros = random(rows * groups, 2 ** zeroBits(bits));
       const scales = Uint16Array.from({ length: rows * groups }, () => Math.floor(next() * 65536));
       const parts = {
         codes: u8(packRows(codes, bits, rows, columns)),
         scales: Weight.of({ dtype: 'f16', shape: [rows, groups], data: scales }),
-        zeros: asymmetric ? u8(packRows(zeros, bits, rows, groups)) : undefined,
+        zeros: asymmetric ? u8(packRows(zeros, zeroBits(bits), rows, groups)) : undefined,
       };
       const weight = packedMatrix(parts, packing);
       const tiles = Math.ceil(rows / 16);
       assert.equal(weight.byteLength, tiles * tileBytes(packing, asymmetric));
       const packed = new Packed(weight.bytes(), packing, asymmetric);
-      // 3 bits in blocks of 16 are stored as 4, whose middle is 8 instead of 4
-      const shift = bits === 3 && packing.format === abi.W4 ? 4 : 0;
+      // 3 bits in blocks of 16 are stored as 4: doubled, and with a middle of 8 instead of 7
+      const wider = bits === 3 && packing.format === abi.W4;
+      const written = (code: number): number => (wider ? 2 * code + (asymmetric ? 0 : 1) : code);
       for (let n = 0; n < rows; n++) {
         for (let k = 0; k < columns; k++)
-          assert.equal(packed.code(n, k), (codes[n * columns + k] ?? 0) + shift);
+          assert.equal(packed.code(n, k), written(codes[n * columns + k] ?? 0));
         for (let g = 0; g < groups; g++) {
           assert.equal(packed.scale(n, g), scales[n * groups + g]);
-          if (asymmetric) assert.equal(packed.zero(n, g), (zeros[n * groups + g] ?? 0) + shift);
+          if (asymmetric) assert.equal(packed.zero(n, g), zeros[n * groups + g]);
         }
       }
       // a group is as many blocks as the kernel believes

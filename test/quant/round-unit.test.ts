@@ -116,9 +116,14 @@ test('GPTQ with the identity for a Hessian is rounding to nearest with clip sear
     const gptq = roundUnit(source(values, columns), format, plain, { hessian: identity }, algebra);
     // candidates of nearly equal error may swap places between f32 and doubles
     const ratio = gptq.relativeError / nearest.relativeError;
-    assert.ok(Math.abs(ratio - 1) < 1e-3, `${format.name}: ${ratio}`);
+    // of 2 and 3 bits one zero point more is tried here
+    const narrow = format.bits < 4 && !format.symmetric;
+    assert.ok(ratio < 1 + 1e-3 && ratio > (narrow ? 0.98 : 1 - 1e-3), `${format.name}: ${ratio}`);
     const same = gptq.matrix.codes.filter((code, i) => code === nearest.matrix.codes[i]).length;
-    assert.ok(same > 0.98 * gptq.matrix.codes.length, `${format.name}: ${same} bytes are equal`);
+    assert.ok(
+      same > (narrow ? 0.8 : 0.98) * gptq.matrix.codes.length,
+      `${format.name}: ${same} bytes are equal`,
+    );
   }
 });
 

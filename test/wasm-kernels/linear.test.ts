@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { codeStep, levelSpan, middleZero } from '../../compiler/quant/grid.ts';
 import { floatToHalf, halfToFloat } from '../../runtime/half.ts';
 import * as abi from '../../runtime/wasm/kernels/abi.ts';
 import { floatBits } from '../../runtime/wasm/step.ts';
@@ -19,6 +20,8 @@ interface Matrix {
   readonly codes: Uint8Array;
   readonly scales: Float32Array;
   readonly zeros: Uint8Array | undefined;
+  /** From one code to the next. */
+  readonly step: number;
   readonly book: Uint8Array | undefined;
 }
 
@@ -45,8 +48,9 @@ function randomMatrix(c: Case, seed: number): Matrix {
     codes: pick(c.N * c.K, levels, seed),
     scales: noise(c.N * groups, seed + 1).map((v) => halfToFloat(floatToHalf(Math.abs(v) / 50))),
     zeros: c.asymmetric
-      ? pick(c.N * groups, c.format === 'C4' ? 128 : levels, seed + 2)
+      ? pick(c.N * groups, c.format === 'C4' ? 128 : levelSpan(formatBits[c.format]) + 1, seed + 2)
       : undefined,
+    step: codeStep(formatBits[c.format]),
     book: c.format === 'C4' ? pick(16 * Math.ceil(c.N / 16), 128, seed + 3) : undefined,
   };
 }
@@ -70,15 +74,15 @@ function roundEven(v: number): number {
   return Math.abs(v % 1) === 0.5 && r % 2 !== 0 ? r - 1 : r;
 }
 
-/** What a code of row `n` stands for: itself, or an entry of the codebook of its tile. */
+/** What a code of row `n` stands for: so many steps, or an entry of the codebook of its tile. */
 function valueOf(m: Matrix, n: number, code: number): number {
-  return m.book === undefined ? code : (m.book[(n >> 4) * 16 + code] ?? 0);
+  return m.book === undefined ? m.step * code : (m.book[(n >> 4) * 16 + code] ?? 0);
 }
 
 /** One output, in the kernel's order of f32 operations. */
 function reference(c: Case, m: Matrix, row: ReturnType<typeof quantizeRow>, n: number): number {
   const { groups } = sizes(c);
-  const middle = c.format === 'C4' ? 64 : 2 ** (formatBits[c.format] - 1);
+  const middle = c.format === 'C4' ? 64 : middleZero(formatBits[c.format]);
   let y = 0;
   row.forEach((block, b) => {
     const g = n * groups + Math.floor(b / c.groupBlocks);
@@ -140,7 +144,7 @@ function extremes(m: Matrix, levels: number): Matrix {
   const ends = (values: Uint8Array, below: number): Uint8Array =>
     values.map((value) => (value * 2 < below ? 0 : below - 1));
   const { codes, zeros, book } = m;
-  const top = book === undefined ? levels : 128;
+  const top = book === undefined ? m.step * (levels - 1) + 1 : 128;
   return {
     ...m,
     codes: ends(codes, levels),

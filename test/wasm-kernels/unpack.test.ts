@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { zeroBits } from '../../compiler/quant/grid.ts';
 import { groupCount, dequantizeMatrix } from '../../compiler/quant/matrix.ts';
 import type { QuantizedMatrix } from '../../compiler/quant/matrix.ts';
 import { packedRowBytes } from '../../compiler/quant/pack.ts';
@@ -25,7 +26,7 @@ function matrix(
     group,
     codes: bytes(rows * packedRowBytes(bits, columns)),
     scales: Uint16Array.from({ length: rows * groups }, () => floatToHalf(next())),
-    zeros: kind === 'zeros' ? bytes(rows * packedRowBytes(bits, groups)) : undefined,
+    zeros: kind === 'zeros' ? bytes(rows * packedRowBytes(zeroBits(bits), groups)) : undefined,
     codebook:
       kind === 'codebook' ? Int8Array.from({ length: 48 }, () => next() * 127 - 64) : undefined,
   };

@@ -35,7 +35,7 @@ export const ROUND_K = 11;
 export const ROUND_GROUP = 12;
 /** Group of each column, [K] i32. */
 export const ROUND_GROUP_OF = 13;
-/** Largest integer code; unused with a codebook. */
+/** From the lowest level to the highest; unused with a codebook. */
 export const ROUND_TOP = 14;
 /** Whether the zero point is in the middle. */
 export const ROUND_SYMMETRIC = 15;
@@ -55,5 +55,7 @@ export const ROUND_SCRATCH = 21;
 export const ROUND_FRESH = 22;
 /** Whether sweeps try scales at all. */
 export const ROUND_RESCALE = 23;
+/** From a level to the next: 1, or 2 where zero points may lie between two levels. */
+export const ROUND_STEP = 24;
 /** Words of the block. */
-export const ROUND_WORDS = 24;
+export const ROUND_WORDS = 25;

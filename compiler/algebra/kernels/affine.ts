@@ -10,7 +10,7 @@
 /** Adding and subtracting it rounds a double of moderate size to an integer, ties to even. */
 const MAGIC: f64 = 6755399441055744;
 
-/** Steps of the clip search, 1, 0.98, …, 0.5, and errors of them in f32. */
+/** Factors of the clip search, 1, 0.98, …, 0.5, and errors of them in f32, with two zero points each. */
 const STEPS: i32 = 26;
 const errors: usize = memory.data(8 * STEPS, 16);
 
@@ -27,21 +27,32 @@ function half(value: f64): f64 {
   return product - (product - value);
 }
 
+/** The zero point nearest to where the range wants it; `second` is the next one, for grids that have both. */
 @inline
-function zeroOf(low: f64, factor: f64, scale: f64, levels: f64): f64 {
-  return Math.min(levels, Math.round((-low * factor) / scale));
+function zeroOf(low: f64, factor: f64, scale: f64, span: f64, second: bool): f64 {
+  const exact = (-low * factor) / scale;
+  const zero = Math.round(exact);
+  return Math.max(0, Math.min(span, !second ? zero : exact < zero ? zero - 1 : zero + 1));
+}
+
+/** Half when levels lie on both sides of zero: levels are integers plus this. */
+@inline
+function offOf(highest: f64): f64 {
+  return highest - Math.floor(highest);
 }
 
 @inline
-function stepOf(value: f64, inverse: f64, lowest: f64, highest: f64): f64 {
-  const step = value * inverse + MAGIC - MAGIC;
-  return step < lowest ? lowest : step > highest ? highest : step;
+function levelOf(value: f64, inverse: f64, lowest: f64, highest: f64, off: f64): f64 {
+  const level = value * inverse - off + MAGIC - MAGIC + off;
+  return level < lowest ? lowest : level > highest ? highest : level;
 }
 
-/** Squared error of `count` f32 at one scale, in f32; infinite once it is above `limit`. */
-function roughError(at: usize, count: i32, scale: f32, lowest: f32, highest: f32, limit: f32): f32 {
-  const s = f32x4.splat(scale);
-  const inverse = f32x4.splat(<f32>1 / scale);
+/** Squared error of `count` f32 at one distance of levels, in f32; infinite once it is above `limit`. */
+function roughError(at: usize, count: i32, distance: f32, lowest: f32, highest: f32, limit: f32): f32 {
+  const s = f32x4.splat(distance);
+  const inverse = f32x4.splat(<f32>1 / distance);
+  const offset = <f32>offOf(highest);
+  const off = f32x4.splat(offset);
   const least = f32x4.splat(lowest);
   const most = f32x4.splat(highest);
   let sum0 = f32x4.splat(0);
@@ -50,8 +61,8 @@ function roughError(at: usize, count: i32, scale: f32, lowest: f32, highest: f32
   for (; i + 8 <= count; i += 8, at += 32) {
     const x0 = v128.load(at, 0);
     const x1 = v128.load(at, 16);
-    const q0 = f32x4.pmax(f32x4.pmin(f32x4.nearest(f32x4.mul(x0, inverse)), most), least);
-    const q1 = f32x4.pmax(f32x4.pmin(f32x4.nearest(f32x4.mul(x1, inverse)), most), least);
+    const q0 = f32x4.pmax(f32x4.pmin(near(x0, inverse, off), most), least);
+    const q1 = f32x4.pmax(f32x4.pmin(near(x1, inverse, off), most), least);
     const d0 = f32x4.sub(x0, f32x4.mul(s, q0));
     const d1 = f32x4.sub(x1, f32x4.mul(s, q1));
     sum0 = f32x4.add(sum0, f32x4.mul(d0, d0));
@@ -61,11 +72,17 @@ function roughError(at: usize, count: i32, scale: f32, lowest: f32, highest: f32
   let error = total(f32x4.add(sum0, sum1));
   for (; i < count; i++, at += 4) {
     const value = load<f32>(at);
-    const step = max(lowest, min(highest, nearest<f32>(value * (<f32>1 / scale))));
-    const difference = value - scale * step;
+    const level = nearest<f32>(value * (<f32>1 / distance) - offset) + offset;
+    const difference = value - distance * max(lowest, min(highest, level));
     error += difference * difference;
   }
   return error;
+}
+
+/** The integer plus `off` that is nearest to x * inverse. */
+@inline
+function near(x: v128, inverse: v128, off: v128): v128 {
+  return f32x4.add(f32x4.nearest(f32x4.sub(f32x4.mul(x, inverse), off)), off);
 }
 
 @inline
@@ -74,13 +91,14 @@ function total(sums: v128): f32 {
   return f32x4.extract_lane(pairs, 0) + f32x4.extract_lane(pairs, 1);
 }
 
-/** Squared error of `count` f64 at one scale. */
-function exactError(at: usize, count: i32, scale: f64, lowest: f64, highest: f64): f64 {
-  const inverse = 1 / scale;
+/** Squared error of `count` f64 at one distance of levels. */
+function exactError(at: usize, count: i32, distance: f64, lowest: f64, highest: f64): f64 {
+  const inverse = 1 / distance;
+  const off = offOf(highest);
   let error: f64 = 0;
   for (let i = 0; i < count; i++, at += 8) {
     const value = load<f64>(at);
-    const difference = value - scale * stepOf(value, inverse, lowest, highest);
+    const difference = value - distance * levelOf(value, inverse, lowest, highest, off);
     error += difference * difference;
   }
   return error;
@@ -102,49 +120,61 @@ function endsFirst(at: usize, count: i32, low: f64, high: f64, out: usize): void
   }
 }
 
-/** Factor of the range with the least squared error; 0 where no scale is left. */
-function chooseFactor(
-  at: usize, count: i32, full: f64, low: f64, high: f64, symmetric: bool, middle: f64, levels: f64, scratch: usize,
-): f64 {
+/** Factor on the range of a candidate. */
+@inline
+function factorOf(candidate: i32, zeros: i32): f64 {
+  return 1 - <f64>(candidate / zeros) / 50;
+}
+
+/**
+ * The candidate with the least squared error: `zeros` zero points (1 or 2) for each of `factors` factors on
+ * the range; -1 where no scale is left.
+ */
+function choose(
+  at: usize, count: i32, full: f64, low: f64, high: f64, symmetric: bool, middle: f64, span: f64, step: f64,
+  factors: i32, zeros: i32, scratch: usize,
+): i32 {
   // rounding near a tie, and sums of n terms, in f32
   const slack = <f32>(1 + 6e-4 + 2.4e-7 * <f64>count);
   let least = <f32>Infinity;
   let tried = 0;
-  for (; tried < STEPS; tried++) {
-    const factor = 1 - <f64>tried / 50;
+  for (; tried < factors * zeros; tried++) {
+    const factor = factorOf(tried, zeros);
     const scale = half(full * factor);
     if (scale == 0) break;
-    const zero = symmetric ? middle : zeroOf(low, factor, scale, levels);
+    const zero = symmetric ? middle : zeroOf(low, factor, scale, span, tried % zeros != 0);
     const limit = least * slack + <f32>1e-30;
     // what the two ends lose alone, or at least: it grows from here on
-    const above = symmetric ? high - (levels - zero) * scale : 0.5 * (high - low - levels * scale);
+    const above = symmetric ? high - (span - zero) * scale : 0.5 * (high - low - span * scale);
     const below = symmetric ? -low - zero * scale : above;
     if ((above > 0 ? above * above : 0) + (below > 0 ? below * below : 0) > limit) break;
-    const error = roughError(at, count, <f32>scale, <f32>-zero, <f32>(levels - zero), limit);
+    const error = roughError(
+      at, count, <f32>(scale * step), <f32>(-zero / step), <f32>((span - zero) / step), limit,
+    );
     store<f32>(errors + (tried << 2), error);
     if (error < least) least = error;
   }
   const limit = least * slack + <f32>1e-30;
   let only = -1;
-  let near = 0;
+  let candidates = 0;
   for (let i = 0; i < tried; i++)
     if (load<f32>(errors + (i << 2)) <= limit) {
       only = i;
-      near++;
+      candidates++;
     }
-  if (near < 2) return only < 0 ? 0 : 1 - <f64>only / 50;
+  if (candidates < 2) return only;
   endsFirst(at, count, low, high, scratch);
   let exact = Infinity;
-  let best: f64 = 0;
+  let best = -1;
   for (let i = 0; i < tried; i++) {
     if (!(load<f32>(errors + (i << 2)) <= limit)) continue;
-    const factor = 1 - <f64>i / 50;
+    const factor = factorOf(i, zeros);
     const scale = half(full * factor);
-    const zero = symmetric ? middle : zeroOf(low, factor, scale, levels);
-    const error = exactError(scratch, count, scale, -zero, levels - zero);
+    const zero = symmetric ? middle : zeroOf(low, factor, scale, span, i % zeros != 0);
+    const error = exactError(scratch, count, scale * step, -zero / step, (span - zero) / step);
     if (error >= exact) continue;
     exact = error;
-    best = factor;
+    best = i;
   }
   return best;
 }
@@ -164,8 +194,11 @@ export function roundAffine(
   values: usize, rows: i32, columns: i32, group: i32, bits: i32, symmetric: i32, clip: i32,
   codes: usize, scales: usize, zeros: usize, sums: usize, scratch: usize,
 ): i32 {
-  const middle = <f64>(1 << (bits - 1));
-  const levels = <f64>((1 << bits) - 1);
+  // the grid: compiler/quant/grid.ts
+  const step: f64 = bits < 4 ? 2 : 1;
+  const span = step * <f64>((1 << bits) - 1);
+  const middle = Math.ceil(span / 2);
+  const tried = symmetric || bits >= 4 ? 1 : 2;
   for (let row = 0; row < rows; row++)
     for (let start = 0; start < columns; start += group) {
       const count = min(group, columns - start);
@@ -181,20 +214,27 @@ export function roundAffine(
       store<f64>(sums, load<f64>(sums, 8) + norm, 8);
       if (!isFinite(norm)) return row;
       const range = symmetric ? Math.max(high, -low) : high - low;
-      const full = range / (symmetric ? middle - 1 : levels);
+      const full = range / (symmetric ? span - middle : span);
       if (full > HALF_MAX) return row;
-      const factor = clip
-        ? chooseFactor(values, count, full, low, high, symmetric != 0, middle, levels, scratch)
-        : 1;
-      const scale = half(full * factor);
-      const zero = symmetric || scale == 0 ? middle : zeroOf(low, factor, scale, levels);
-      const inverse = scale == 0 ? 0 : 1 / scale;
+      const best = !clip && tried == 1
+        ? 0
+        : choose(
+            values, count, full, low, high, symmetric != 0, middle, span, step, clip ? STEPS : 1, tried, scratch,
+          );
+      const factor = factorOf(best, tried);
+      const scale = best < 0 ? 0 : half(full * factor);
+      const zero = symmetric || scale == 0 ? middle : zeroOf(low, factor, scale, span, best % tried != 0);
+      const distance = scale * step;
+      const inverse = scale == 0 ? 0 : 1 / distance;
+      const lowest = -zero / step;
+      const highest = (span - zero) / step;
+      const off = offOf(highest);
       let error: f64 = 0;
       for (let i = 0; i < count; i++) {
         const value = <f64>load<f32>(values + (i << 2));
-        const step = stepOf(value, inverse, -zero, levels - zero);
-        store<u8>(codes + i, <u8>(step + zero));
-        const difference = value - scale * step;
+        const level = levelOf(value, inverse, lowest, highest, off);
+        store<u8>(codes + i, <u8>(level - lowest));
+        const difference = value - distance * level;
         error += difference * difference;
       }
       store<f64>(sums, load<f64>(sums) + error);

@@ -1,5 +1,5 @@
 /** Panels: 8 rows side by side, and the few loops over them that the rounding kernels share. */
-import { ROUND_BOOK, ROUND_SYMMETRIC, ROUND_TOP } from './abi.ts';
+import { ROUND_BOOK, ROUND_STEP, ROUND_SYMMETRIC, ROUND_TOP } from './abi.ts';
 
 /** A parameter of the rounding kernels. */
 @inline
@@ -113,11 +113,13 @@ export function half(x: v128): v128 {
   return v128.bitselect(shifted, rounded, f32x4.lt(x, f32x4.splat(6.103515625e-5)));
 }
 
-/** The level nearest to x among integers lo..hi, or among the entries of a codebook. */
+/** The level nearest to x among lo, lo + step, ..., hi, or among the entries of a codebook. */
 @inline
-export function snap(x: v128, lo: v128, hi: v128, book: usize): v128 {
+export function snap(x: v128, lo: v128, hi: v128, step: f32, book: usize): v128 {
   if (book) return nearestEntry(x, book);
-  return f32x4.pmin(f32x4.pmax(f32x4.nearest(x), lo), hi);
+  const steps = f32x4.mul(f32x4.sub(x, lo), f32x4.splat(<f32>1 / step));
+  const level = f32x4.add(f32x4.mul(f32x4.nearest(steps), f32x4.splat(step)), lo);
+  return f32x4.pmin(f32x4.pmax(level, lo), hi);
 }
 
 function nearestEntry(x: v128, book: usize): v128 {
@@ -143,6 +145,7 @@ export function codesOut(
   const book = address(block, ROUND_BOOK);
   const middle = <f32>((word(block, ROUND_TOP) + 1) >> 1);
   const symmetric = word(block, ROUND_SYMMETRIC);
+  const perStep = <f32>1 / <f32>word(block, ROUND_STEP);
   for (let first = 0; first < rows; first += 8) {
     const count = min(8, rows - first);
     for (let j = 0; j < K; j++) {
@@ -154,7 +157,8 @@ export function codesOut(
         if (book) {
           for (let i = 0; i < 15; i++) code += i32(level > load<f32>(book + ((16 + i) << 2)));
         } else {
-          code = <i32>nearest<f32>(level + (symmetric ? middle : load<f32>(zero + (r << 2))));
+          const zeroPoint = symmetric ? middle : load<f32>(zero + (r << 2));
+          code = <i32>nearest<f32>((level + zeroPoint) * perStep);
         }
         store<u8>(codes + <usize>(first + r) * K + column, <u8>code);
       }

@@ -28,6 +28,7 @@ import {
   ROUND_Q,
   ROUND_SCALE,
   ROUND_SCRATCH,
+  ROUND_STEP,
   ROUND_SYMMETRIC,
   ROUND_TOP,
   ROUND_UT,
@@ -47,7 +48,7 @@ const CHUNK: i32 = 16;
  */
 export function roundColumns(
   t: usize, ut: usize, utRow: usize, count: i32, err: usize, level: usize, fixed: bool, feedback: bool,
-  book: usize, scale: usize, zero: usize, top: f32, loss: usize,
+  book: usize, scale: usize, zero: usize, top: f32, step: f32, loss: usize,
 ): void {
   const s0 = v128.load(scale, 0), s1 = v128.load(scale, 16);
   const inv0 = inverse(s0), inv1 = inverse(s1);
@@ -86,8 +87,8 @@ export function roundColumns(
       q0 = v128.load(to, 0);
       q1 = v128.load(to, 16);
     } else {
-      q0 = snap(f32x4.mul(x0, inv0), lo0, hi0, book);
-      q1 = snap(f32x4.mul(x1, inv1), lo1, hi1, book);
+      q0 = snap(f32x4.mul(x0, inv0), lo0, hi0, step, book);
+      q1 = snap(f32x4.mul(x1, inv1), lo1, hi1, step, book);
       v128.store(to, q0, 0);
       v128.store(to, q1, 16);
     }
@@ -132,6 +133,7 @@ export function chooseScale(
 ): void {
   const book = address(block, ROUND_BOOK);
   const top = <f32>word(block, ROUND_TOP);
+  const step = <f32>word(block, ROUND_STEP);
   const symmetric = word(block, ROUND_SYMMETRIC) != 0 || book != 0;
   const feedback = word(block, ROUND_FEEDBACK) != 0;
   const factors = address(block, ROUND_FACTORS);
@@ -145,7 +147,7 @@ export function chooseScale(
   const err = scratch + 512;
   const level = err + (count << 5);
   const middle = book ? <f32>0 : <f32>((word(block, ROUND_TOP) + 1) >> 1);
-  const steps = book ? max(load<f32>(book + 60), -load<f32>(book)) : symmetric ? middle - 1 : top;
+  const steps = book ? max(load<f32>(book + 60), -load<f32>(book)) : symmetric ? top - middle : top;
   if (beside) {
     memory.copy(base, scale, 32);
     memory.copy(base + 32, zero, 32);
@@ -176,7 +178,7 @@ export function chooseScale(
         v128.store(s + side, candidate);
         v128.store(z + side, zeroPoint);
       }
-      roundColumns(t, ut, utRow, count, err, level, false, feedback, book, s, z, top, loss);
+      roundColumns(t, ut, utRow, count, err, level, false, feedback, book, s, z, top, step, loss);
       for (let side = 0; side < 32; side += 16) {
         const now = v128.load(loss + side);
         const less = f32x4.lt(now, v128.load(best + side));
@@ -224,6 +226,7 @@ export function roundGrouped(block: usize): void {
   const rest = t + (group << 5);
   const book = address(block, ROUND_BOOK);
   const top = <f32>word(block, ROUND_TOP);
+  const step = <f32>word(block, ROUND_STEP);
   let scale = address(block, ROUND_SCALE);
   let zero = address(block, ROUND_ZERO);
   for (let panel = 0; panel < word(block, ROUND_PANELS); panel++) {
@@ -237,7 +240,7 @@ export function roundGrouped(block: usize): void {
       const here = ut + ((<usize>start * K + start) << 2);
       targets(w, ut, K, e, start, count, loss + 64, t);
       chooseScale(block, t, here, K << 2, count, false, scale, zero, loss, rest);
-      roundColumns(t, here, K << 2, count, e + at, level + at, false, true, book, scale, zero, top, loss);
+      roundColumns(t, here, K << 2, count, e + at, level + at, false, true, book, scale, zero, top, step, loss);
       multiply(level + at, count, scale, q + at);
       scale += 32;
       zero += 32;
@@ -255,6 +258,7 @@ export function roundOrdered(block: usize, groups: i32): void {
   const t = scratch + 256;
   const book = address(block, ROUND_BOOK);
   const top = <f32>word(block, ROUND_TOP);
+  const step = <f32>word(block, ROUND_STEP);
   const groupOf = address(block, ROUND_GROUP_OF);
   for (let panel = 0; panel < word(block, ROUND_PANELS); panel++) {
     const offset = (<usize>panel * K) << 5;
@@ -277,7 +281,7 @@ export function roundOrdered(block: usize, groups: i32): void {
         v128.store(x, f32x4.sub(v128.load(x, 0), v128.load(loss, 64)), 0);
         v128.store(x, f32x4.sub(v128.load(x, 16), v128.load(loss, 80)), 16);
         const pivot = ut + ((<usize>column * K + column) << 2);
-        roundColumns(x, pivot, 0, 1, e + at, level + at, false, false, book, scales + own, zeros + own, top, loss);
+        roundColumns(x, pivot, 0, 1, e + at, level + at, false, false, book, scales + own, zeros + own, top, step, loss);
         multiply(level + at, 1, scales + own, q + at);
       }
     }

@@ -18,6 +18,7 @@ import {
   ROUND_RESCALE,
   ROUND_SCALE,
   ROUND_SCRATCH,
+  ROUND_STEP,
   ROUND_TOP,
   ROUND_W,
   ROUND_ZERO,
@@ -110,6 +111,7 @@ function rescale(
   const group = word(block, ROUND_GROUP);
   const book = address(block, ROUND_BOOK);
   const top = <f32>word(block, ROUND_TOP);
+  const step = <f32>word(block, ROUND_STEP);
   const ut = address(block, ROUND_GROUP_UT) + ((<usize>start * group) << 2);
   const utRow: usize = group << 2;
   const present = scratch;
@@ -119,7 +121,7 @@ function rescale(
   const err = scratch + 256;
   const levels = err + (count << 5);
   const rest = levels + (count << 5);
-  roundColumns(t, ut, utRow, count, err, level, true, true, book, scale, zero, top, present);
+  roundColumns(t, ut, utRow, count, err, level, true, true, book, scale, zero, top, step, present);
   const changed = refit(block, start, count, t, level, scale, zero, present, rest);
   // without errors fed back a candidate's loss is no loss that could be compared
   if (!word(block, ROUND_FEEDBACK)) return changed;
@@ -133,7 +135,7 @@ function rescale(
   v128.store(scale, v128.bitselect(v128.load(s, 16), v128.load(scale, 16), less1), 16);
   v128.store(zero, v128.bitselect(v128.load(z, 0), v128.load(zero, 0), less0), 0);
   v128.store(zero, v128.bitselect(v128.load(z, 16), v128.load(zero, 16), less1), 16);
-  roundColumns(t, ut, utRow, count, err, levels, false, true, book, scale, zero, top, best);
+  roundColumns(t, ut, utRow, count, err, levels, false, true, book, scale, zero, top, step, best);
   for (let at = 0; at < count << 5; at += 32) {
     v128.store(level + at, v128.bitselect(v128.load(levels + at, 0), v128.load(level + at, 0), less0), 0);
     v128.store(level + at, v128.bitselect(v128.load(levels + at, 16), v128.load(level + at, 16), less1), 16);
@@ -170,7 +172,7 @@ function refit(
   v128.store(s, half(f32x4.pmax(zeros, f32x4.mul(n0, inverse(d0)))), 0);
   v128.store(s, half(f32x4.pmax(zeros, f32x4.mul(n1, inverse(d1)))), 16);
   const ut = address(block, ROUND_GROUP_UT) + ((<usize>start * group) << 2);
-  roundColumns(t, ut, group << 2, count, err, level, true, true, 0, s, zero, 0, loss);
+  roundColumns(t, ut, group << 2, count, err, level, true, true, 0, s, zero, 0, 1, loss);
   let changed = false;
   for (let side = 0; side < 32; side += 16) {
     const now = v128.load(loss + side);
@@ -192,6 +194,7 @@ function flip(
   const s0 = v128.load(scale, 0), s1 = v128.load(scale, 16);
   const inv0 = inverse(s0), inv1 = inverse(s1);
   const top = f32x4.splat(<f32>word(block, ROUND_TOP));
+  const step = <f32>word(block, ROUND_STEP);
   const lo0 = f32x4.neg(v128.load(zero, 0)), lo1 = f32x4.neg(v128.load(zero, 16));
   const hi0 = f32x4.add(lo0, top), hi1 = f32x4.add(lo1, top);
   const gradient = scratch;
@@ -211,12 +214,12 @@ function flip(
       const at = j << 5;
       const diagonal = load<f32>(h + <usize>j * row + (j << 2));
       const curve = f32x4.splat(diagonal);
-      const step = f32x4.splat(<f32>1 / diagonal);
+      const along = f32x4.splat(<f32>1 / diagonal);
       const g0 = v128.load(gradient + at, 0), g1 = v128.load(gradient + at, 16);
       const l0 = v128.load(level + at, 0), l1 = v128.load(level + at, 16);
       // q + g / h is the best value of this column given the others
-      const n0 = snap(f32x4.add(l0, f32x4.mul(f32x4.mul(g0, step), inv0)), lo0, hi0, book);
-      const n1 = snap(f32x4.add(l1, f32x4.mul(f32x4.mul(g1, step), inv1)), lo1, hi1, book);
+      const n0 = snap(f32x4.add(l0, f32x4.mul(f32x4.mul(g0, along), inv0)), lo0, hi0, step, book);
+      const n1 = snap(f32x4.add(l1, f32x4.mul(f32x4.mul(g1, along), inv1)), lo1, hi1, step, book);
       let d0 = f32x4.mul(s0, f32x4.sub(n0, l0));
       let d1 = f32x4.mul(s1, f32x4.sub(n1, l1));
       // change of the loss: d (d h - 2 g), worth it when it is clearly below 0

@@ -21,7 +21,7 @@
  */
 
 /** Version of everything in this file; the first word of a plan. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 /** Bytes at the bottom of memory that belong to the kernels. */
 export const RESERVED_BYTES = 4096;
 /** Working memory of one thread, reserved by the plan at PLAN_SCRATCH for each of its threads. */
@@ -59,10 +59,11 @@ export const PATCH_WORDS = 5;
 //   W4, C4  (kb >> 3) * 64 + lane, bits 4*((kb >> 2) & 1)
 //   W2      (kb >> 4) * 64 + lane, bits 2*((kb >> 2) & 3)
 //   W3      B = 32 only: 128 bytes as W2 (low 2 bits of the code), then 64 bytes at 128 + lane, bit kb >> 2
-//           (high bit). (Store w3 with groups of 16 as W4.)
-// Codes are unsigned; value = (code - zero) * scale. Codes of padding (k >= K, n >= N) may be anything
+//           (high bit). (Store w3 with groups of 16 as W4, codes doubled.)
+// Codes are unsigned; value = (code - zero) * scale, of W3 and W2 (2 * code - zero) * scale: there zero points
+// count half steps. Codes of padding (k >= K, n >= N) may be anything
 // (write 0); scales of padding rows must be 0. ZEROS says whether there are zero points (1) or not (0): then they are
-// 2^(bits-1) (W8 128, W4 8, W3 4, W2 2; C4 64).
+// the middle of the levels (W8 128, W4 8, W3 7, W2 3; C4 64).
 //   CODEBOOK (C4): u8 [tile][16], entry + 64: entries are -64..63, so that operands have 7 bits.
 // Group 16 -> BLOCK 16, GROUPBLOCKS 1; 32/64/128 -> BLOCK 32, GROUPBLOCKS 1/2/4; per channel ->
 // BLOCK 32, GROUPBLOCKS = blocks. Other multiples of 16 or 32 likewise.

@@ -1,6 +1,6 @@
 /**
  * EMBED: ids -> rows of a table in any weight format, so that a tied head and the embedding share bytes.
- * ids [ROWS] -> y f32 [ROWS, K] * MULTIPLY. value = (code - zero) * scale in f32, as LINEAR's scales.
+ * ids [ROWS] -> y f32 [ROWS, K] * MULTIPLY. value = (code - zero) * scale in f32, codes of W3 and W2 doubled, as LINEAR's scales.
  */
 import {
   C4,
@@ -28,7 +28,7 @@ import {
   W8,
 } from './abi.ts';
 import { address, float, shareStart, word } from './core.ts';
-import { SCALE_BYTES, blockBytes, headBytes } from './tile-common.ts';
+import { SCALE_BYTES, blockBytes, headBytes, middleZero, stepShift } from './tile-common.ts';
 
 /** Row of an id: negative ones count from the end, others outside are clamped. */
 export function rowOf(ids: usize, type: i32, i: i32, rows: i32): i32 {
@@ -88,7 +88,8 @@ function integerRow(step: usize, format: i32, id: i32, K: i32, y: usize, multipl
   const tile = id >> 4;
   const row = id & 15;
   const w = address(step, EMBED_W) + <usize>tile * (groups * head + blocks * codeBytes);
-  const middle = format == W8 ? 128 : format == C4 ? 64 : format == W4 ? 8 : format == W3 ? 4 : 2;
+  const middle = middleZero(format);
+  const shift = stepShift(format);
   for (let b = 0; b < blocks; b++) {
     const group = b / groupBlocks;
     const scales = w + group * head + group * groupBlocks * codeBytes;
@@ -100,7 +101,7 @@ function integerRow(step: usize, format: i32, id: i32, K: i32, y: usize, multipl
     for (let kb = 0; kb < count; kb++) {
       let code = codeAt(format, at + (kb & 3), kb >> 2);
       if (format == C4) code = <i32>load<u8>(codebook + (tile << 4) + code);
-      store<f32>(y + ((b * block + kb) << 2), <f32>(code - zero) * scale * multiply);
+      store<f32>(y + ((b * block + kb) << 2), <f32>((code << shift) - zero) * scale * multiply);
     }
   }
 }

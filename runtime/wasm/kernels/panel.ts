@@ -18,7 +18,7 @@ import {
   lookup,
   positiveHalves,
 } from './core.ts';
-import { SCALE_BYTES, blockBytes, zeroPairs, zeroShift } from './tile-common.ts';
+import { SCALE_BYTES, blockBytes, middleZero, stepShift, zeroPairs } from './tile-common.ts';
 
 /** Bytes of a block before its codes. */
 const HEAD: usize = 64;
@@ -42,9 +42,10 @@ function codes(format: i32, s: i32, p: v128, h: v128, mask: v128, book: v128): v
   return v128.or(low, v128.and(s < 2 ? i16x8.shl(h, 2 - s) : i16x8.shr_u(h, s - 2), book));
 }
 
-/** Stores inputs 4s..4s+3 of 16. */
+/** Stores inputs 4s..4s+3 of 16, as multiples of half a step where zero points are. */
 @inline
-function put(wide: bool, out: usize, s: i32, code: v128, bytes: v128): void {
+function put(format: i32, wide: bool, out: usize, s: i32, code: v128, bytes: v128): void {
+  if (stepShift(format)) code = i8x16.add(code, code);
   if (wide) {
     v128.store(out + 64 * s, v128.and(code, bytes), 0);
     v128.store(out + 64 * s, i16x8.shr_u(code, 8), 32);
@@ -68,10 +69,10 @@ function put16(
   const second = format == W8 ? v128.load(w, 64) : first;
   const third = format == W2 || format == W3 ? first : format == W8 ? v128.load(w, 128) : v128.load(w, 64);
   const last = format == W8 ? v128.load(w, 192) : third;
-  put(wide, out, 0, codes(format, 0, first, h, mask, book), bytes);
-  put(wide, out, 1, codes(format, 1, second, h, mask, book), bytes);
-  put(wide, out, 2, codes(format, 2, third, h, mask, book), bytes);
-  put(wide, out, 3, codes(format, 3, last, h, mask, book), bytes);
+  put(format, wide, out, 0, codes(format, 0, first, h, mask, book), bytes);
+  put(format, wide, out, 1, codes(format, 1, second, h, mask, book), bytes);
+  put(format, wide, out, 2, codes(format, 2, third, h, mask, book), bytes);
+  put(format, wide, out, 3, codes(format, 3, last, h, mask, book), bytes);
 }
 
 /**
@@ -96,7 +97,7 @@ export function unpackPanel(
   const book = format == C4 ? v128.load(codebook) : constant(FOURS);
   const bytes = constant(BYTES16);
   const factor = constant(HALF_FACTOR);
-  const middle = i16x8.splat(1 << <i16>zeroShift(format));
+  const middle = i16x8.splat(<i16>middleZero(format));
   let left = groupBlocks - skip;
   let scales = group + 16 * half;
   let zeros = group + SCALE_BYTES + 8 * half;

@@ -2,9 +2,9 @@
  * What the inner tiles of LINEAR share: sums that start at minus the zero points, their end, and a fence
  * for the optimizer.
  *
- * Sums of codes are sum((code - zero) * x). They start at -zero * sum(x), which QUANTIZE has stored for each
- * block as a pair of i16: minus the sum over inputs k with k % 4 of 0 or 1, and of 2 or 3, which is how
- * dot products of neighbours fall into i16 lanes.
+ * Sums of codes are sum((code - zero) * x), of W3 and W2 sum((2 * code - zero) * x). They start, or end, with
+ * -zero * sum(x), which QUANTIZE has stored for each block as a pair of i16: minus the sum over inputs k with
+ * k % 4 of 0 or 1, and of 2 or 3, which is how dot products of neighbours fall into i16 lanes.
  */
 import { C4, W2, W3, W4, W8 } from './abi.ts';
 import { ONES16, constant } from './core.ts';
@@ -24,10 +24,16 @@ export function blockBytes(format: i32, block: i32): i32 {
   return quarters * block;
 }
 
-/** 2^(bits-1), the zero point of symmetric weights, as a shift; C4 is centred at 64. */
+/** The zero point of symmetric weights; C4 is centred at 64. */
 @inline
-export function zeroShift(format: i32): i32 {
-  return format == W8 ? 7 : format == C4 ? 6 : format == W4 ? 3 : format == W3 ? 2 : 1;
+export function middleZero(format: i32): i32 {
+  return format == W8 ? 128 : format == C4 ? 64 : format == W4 ? 8 : format == W3 ? 7 : 3;
+}
+
+/** From one code to the next in units of the scale, as a shift: zero points of W3 and W2 count half steps. */
+@inline
+export function stepShift(format: i32): i32 {
+  return format == W3 || format == W2 ? 1 : 0;
 }
 
 /** Zero points of four rows, u8 at `zeros`, as i16 pairs. */
@@ -52,11 +58,25 @@ export function start32(zeros: v128, pair: v128): v128 {
   return i32x4.dot_i16x8_s(zeros, pair);
 }
 
-/** Where sums of symmetric weights start, all rows alike. */
+/** Where sums of symmetric weights start, all rows alike; i16 ones only of W4. */
 @inline
 export function startMiddle(format: i32, wide: bool, pair: v128): v128 {
-  if (wide) return i32x4.shl(i32x4.dot_i16x8_s(pair, constant(ONES16)), zeroShift(format));
-  return i16x8.shl(pair, zeroShift(format));
+  if (!wide) return i16x8.shl(pair, 3);
+  const sum = i32x4.dot_i16x8_s(pair, constant(ONES16));
+  const middle = middleZero(format);
+  if (stepShift(format)) return i32x4.sub(i32x4.shl(sum, middle == 7 ? 3 : 2), sum);
+  return i32x4.shl(sum, middle == 128 ? 7 : middle == 64 ? 6 : 3);
+}
+
+/**
+ * i32 sums with minus the zero points of four rows, u8 at `zeros`, for formats of which codes count two: these
+ * are taken last, so that codes need not be doubled one by one. `head` says whether there are zero points.
+ */
+@inline
+export function doubled(format: i32, sum: v128, head: i32, zeros: usize, pair: v128): v128 {
+  const start =
+    head == SCALE_BYTES ? startMiddle(format, true, pair) : start32(zeroPairs(zeros), pair);
+  return i32x4.add(i32x4.shl(sum, 1), start);
 }
 
 /** Four f16 scales in 32-bit lanes as f32 times 2^-112: what is multiplied by one of `record scales * 2^112`. Exact. */

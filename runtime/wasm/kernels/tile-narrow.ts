@@ -11,14 +11,7 @@
  */
 import { W3 } from './abi.ts';
 import { FOURS, HALF_FACTOR, ONES16, TWO_BITS, constant } from './core.ts';
-import {
-  SCALE_BYTES,
-  scaled,
-  smallScales,
-  start16,
-  startMiddle,
-  zeroPairs,
-} from './tile-common.ts';
+import { doubled, scaled, smallScales } from './tile-common.ts';
 
 @inline
 function mac(sum: v128, x: v128, w: v128): v128 {
@@ -62,19 +55,8 @@ export function tile1Narrow(
         w += head;
       }
       left--;
-      const pair = v128.load32_splat(x + block, 4);
-      let c0: v128, c1: v128, c2: v128, c3: v128;
-      if (head == SCALE_BYTES) {
-        c0 = startMiddle(format, false, pair);
-        c1 = c0;
-        c2 = c0;
-        c3 = c0;
-      } else {
-        c0 = start16(zeroPairs(scales + 32), pair);
-        c1 = start16(zeroPairs(scales + 36), pair);
-        c2 = start16(zeroPairs(scales + 40), pair);
-        c3 = start16(zeroPairs(scales + 44), pair);
-      }
+      let c0 = i32x4.splat(0);
+      let c1 = c0, c2 = c0, c3 = c0;
       const high = w + 128;
       for (let i = 0; i < halvesOfBlock; i++) {
         const x0 = v128.load32_splat(x, 0);
@@ -110,10 +92,15 @@ export function tile1Narrow(
       }
       if (format == W3) w += 64;
       const s = f32x4.mul(v128.load32_splat(x), halfFactor);
-      f0 = scaled(f0, i32x4.dot_i16x8_s(c0, ones), smallScales(v128.load16x4_u(scales, 0)), s);
-      f1 = scaled(f1, i32x4.dot_i16x8_s(c1, ones), smallScales(v128.load16x4_u(scales, 8)), s);
-      f2 = scaled(f2, i32x4.dot_i16x8_s(c2, ones), smallScales(v128.load16x4_u(scales, 16)), s);
-      f3 = scaled(f3, i32x4.dot_i16x8_s(c3, ones), smallScales(v128.load16x4_u(scales, 24)), s);
+      const pair = v128.load32_splat(x, 4);
+      c0 = doubled(format, i32x4.dot_i16x8_s(c0, ones), head, scales + 32, pair);
+      f0 = scaled(f0, c0, smallScales(v128.load16x4_u(scales, 0)), s);
+      c1 = doubled(format, i32x4.dot_i16x8_s(c1, ones), head, scales + 36, pair);
+      f1 = scaled(f1, c1, smallScales(v128.load16x4_u(scales, 8)), s);
+      c2 = doubled(format, i32x4.dot_i16x8_s(c2, ones), head, scales + 40, pair);
+      f2 = scaled(f2, c2, smallScales(v128.load16x4_u(scales, 16)), s);
+      c3 = doubled(format, i32x4.dot_i16x8_s(c3, ones), head, scales + 44, pair);
+      f3 = scaled(f3, c3, smallScales(v128.load16x4_u(scales, 24)), s);
       x += 8;
     }
     v128.store(out, f0, 0);

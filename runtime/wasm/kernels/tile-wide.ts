@@ -20,10 +20,12 @@ import {
 } from './core.ts';
 import {
   SCALE_BYTES,
+  doubled,
   scaled,
   smallScales,
   start32,
   startMiddle,
+  stepShift,
   zeroPairs,
 } from './tile-common.ts';
 
@@ -115,7 +117,12 @@ export function tile1Wide(
       left--;
       const pair = v128.load32_splat(x + 2 * block, 4);
       let c0: v128, c1: v128, c2: v128, c3: v128;
-      if (head == SCALE_BYTES) {
+      if (stepShift(format)) {
+        c0 = i32x4.splat(0);
+        c1 = c0;
+        c2 = c0;
+        c3 = c0;
+      } else if (head == SCALE_BYTES) {
         c0 = startMiddle(format, true, pair);
         c1 = c0;
         c2 = c0;
@@ -181,6 +188,13 @@ export function tile1Wide(
         x += 32;
       }
       if (format == W3) w += 64;
+      if (stepShift(format)) {
+        const sums = v128.load32_splat(x, 4);
+        c0 = doubled(format, c0, head, scales + 32, sums);
+        c1 = doubled(format, c1, head, scales + 36, sums);
+        c2 = doubled(format, c2, head, scales + 40, sums);
+        c3 = doubled(format, c3, head, scales + 44, sums);
+      }
       const s = f32x4.mul(v128.load32_splat(x), halfFactor);
       f0 = scaled(f0, c0, smallScales(v128.load16x4_u(scales, 0)), s);
       f1 = scaled(f1, c1, smallScales(v128.load16x4_u(scales, 8)), s);

@@ -1,6 +1,7 @@
 /**
  * UNPACK: codes in 2, 3, 4 or 8 bits -> f32, row by row. Runs once for each weight, when a plan is loaded, for
- * layers that are computed from f32: value = (code - zero) * scale, or codebook[code] * scale.
+ * layers that are computed from f32: value = (code - zero) * scale, of 2 and 3 bits (2 * code - zero) * scale, or
+ * codebook[code] * scale.
  */
 import {
   UNPACK_BITS,
@@ -25,7 +26,11 @@ export function unpack(step: usize, _scratch: usize, thread: i32, threads: i32):
   const group = word(step, UNPACK_GROUP);
   const groups = (columns + group - 1) / group;
   const rowBytes = (columns * bits + 7) >> 3;
-  const zeroBytes = (groups * bits + 7) >> 3;
+  const zeroBits = bits == 8 ? 8 : 4;
+  const zeroBytes = (groups * zeroBits + 7) >> 3;
+  const doubles = bits < 4 ? 1 : 0;
+  // the middle of the levels
+  const middle = doubles ? (1 << bits) - 1 : 1 << (bits - 1);
   const zeros = address(step, UNPACK_ZEROS);
   const codebook = address(step, UNPACK_CODEBOOK);
   const yColumn = word(step, UNPACK_YCOLUMN);
@@ -39,11 +44,11 @@ export function unpack(step: usize, _scratch: usize, thread: i32, threads: i32):
     let column = 0;
     for (let g = 0; g < groups; g++) {
       const scale = half1(scales + (g << 1));
-      const zero = zeros ? codeAt(zeros + row * zeroBytes, bits, g) : 1 << (bits - 1);
+      const zero = zeros ? codeAt(zeros + row * zeroBytes, zeroBits, g) : middle;
       const stop = min(columns, column + group);
       for (; column < stop; column++) {
         const code = codeAt(codes, bits, column);
-        const value = levels ? <i32>load<i8>(levels + code) : code - zero;
+        const value = levels ? <i32>load<i8>(levels + code) : (code << doubles) - zero;
         store<f32>(y, <f32>value * scale);
         y += yColumn;
       }
