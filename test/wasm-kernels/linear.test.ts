@@ -188,7 +188,7 @@ for (const variant of await hostVariants())
     for (const ends of [false, true])
       test(`${variant}: LINEAR ${c.format} of ${c.K} inputs, block ${c.block} x ${c.groupBlocks} ${c.asymmetric ? 'asymmetric' : 'symmetric'} equals integer arithmetic bit for bit${ends ? ', at its extremes' : ''}`, async () => {
         const bench = await KernelBench.open(variant);
-        // four tokens at a time, then two or three single ones
+        // four tokens at a time, then two single ones or a four that lacks one
         const rows = ends ? 7 : 6;
         const x = noise(rows * c.K, 5).map((v) => (ends ? Math.sign(v + 0.5) : v * 3));
         if (!ends) {

@@ -50,7 +50,7 @@ const RUN = 64;
 const SUMS2: usize = 2048;
 const PANEL: usize = 4096;
 
-/** The first `rows` tokens, a multiple of 4. */
+/** The first `rows` tokens; of the last four one may be missing. */
 export function linearRows(step: usize, rows: i32, scratch: usize, thread: i32, threads: i32): void {
   const block = word(step, LINEAR_BLOCK);
   const record = recordBytes((word(step, LINEAR_K) + block - 1) / block, block);
@@ -149,7 +149,7 @@ function multiply(
   const kind = block == 16 ? 2 : head == SCALE_BYTES ? 0 : 1;
   const multiplyTile = unchecked(tiles[form * 3 + kind]);
   const zero = i32x4.splat(0);
-  for (let i = 0; i < tokens << 5; i += 32) {
+  for (let i = 0; i < ((tokens + 3) & ~3) << 5; i += 32) {
     v128.store(sums + i, zero, 0);
     v128.store(sums + i, zero, 16);
   }

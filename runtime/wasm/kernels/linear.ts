@@ -1,8 +1,8 @@
 /**
  * LINEAR: quantized activations x packed integer weights (layouts in abi.ts), with its epilogue.
  *
- * Fours of tokens go through panels of weights (linear-rows.ts); what remains goes here, one token at a time and,
- * as with those, split between threads by rows of the matrix.
+ * Fours of tokens go through panels of weights (linear-rows.ts), also a last four that lacks one. What remains
+ * goes here, one token at a time and, as with those, split between threads by rows of the matrix.
  *
  * Every result is the same f32 sum over blocks in the same order, whatever the tile and the variant.
  */
@@ -57,7 +57,7 @@ export function linear(step: usize, scratch: usize, thread: i32, threads: i32): 
   const groups = (blocks + groupBlocks - 1) / groupBlocks;
   const format = word(step, LINEAR_FORMAT);
   const rows = word(step, LINEAR_ROWS);
-  const fours = rows & ~3;
+  const fours = rows > 4 && (rows & 3) == 3 ? rows : rows & ~3;
   if (fours) linearRows(step, fours, scratch, thread, threads);
   if (fours == rows) return;
   const columns = word(step, LINEAR_N);

@@ -52,7 +52,7 @@ function scaleOf(bytes: i32, x: usize): v128 {
   return bytes == 32 ? v128.load32_splat(x, 32) : v128.load32_splat(x, 16);
 }
 
-/** Fours of tokens, whose records in the form that FORM reads are `record` bytes apart -> f32 [tokens][8]. */
+/** Fours of tokens, whose records in the form that FORM reads are `record` bytes apart -> f32 [tokens, in fours][8]. */
 @inline
 export function tilePanel(
   form: i32,
@@ -72,9 +72,10 @@ export function tilePanel(
   for (; tokens > 0; tokens -= 4) {
     let w = panel;
     let x0 = x;
-    let x1 = x0 + record;
-    let x2 = x1 + record;
-    let x3 = x2 + record;
+    // where the last four lacks tokens, others stand in
+    let x1 = tokens > 1 ? x0 + record : x0;
+    let x2 = tokens > 2 ? x1 + record : x1;
+    let x3 = tokens > 3 ? x2 + record : x2;
     for (let b = 0; b < blocks; b++) {
       const z0 = v128.load(w, 32);
       const z1 = symmetric ? z0 : v128.load(w, 48);
