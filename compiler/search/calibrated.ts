@@ -71,7 +71,7 @@ export const MIN_MIXED_ELEMENTS = 1024;
 /** Share of the samples that formats are compared on, and that nothing is fitted to: one in this many. */
 const GATE_SHARE = 8;
 /** Samples formats are compared on, at most, of text and of anything else. */
-const GATE_SAMPLES = { text: 4, other: 64 } as const;
+const GATE_SAMPLES = { text: 8, other: 64 } as const;
 
 /**
  * The samples that anything is fitted to, and those that formats are compared on.

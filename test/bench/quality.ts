@@ -162,7 +162,8 @@ async function held(
   samples: Samples,
 ): Promise<LiveModel> {
   const subject = await subjectOf(model, decoder, samples, { minElements: MIN_MIXED_ELEMENTS });
-  return LiveModel.open(subject, services, { topClasses: 64 });
+  // the whole vocabulary: far from what a model was trained on, much of the loss is in unlikely tokens
+  return LiveModel.open(subject, services, { topClasses: 4096 });
 }
 
 function setAll(live: LiveModel, assignments: ReadonlyMap<string, Assignment>): void {
