@@ -99,7 +99,7 @@ export function windowSamples(
 ): Samples {
   const tokens = windows[0]?.length ?? 0;
   const ids = decoder?.ids ?? findIds(model, name).name;
-  const vocabulary = decoder?.vocabulary ?? tableRows(model, ids);
+  const vocabulary = vocabularyOf(model, decoder, name);
   for (const window of windows) checkIds(window, vocabulary, name);
   const caches = new Set(decoder?.state.map(({ input }) => input));
   const inputs = model.graph.inputs.filter((input) => !caches.has(input.name));
@@ -123,6 +123,16 @@ export function windowSamples(
       );
     },
   };
+}
+
+/**
+ * How many tokens a model knows.
+ *
+ * @param name - of the data, for messages
+ * @throws {@link FettleError} USAGE when no input takes token ids
+ */
+export function vocabularyOf(model: Model, decoder: DecoderSpec | undefined, name: string): number {
+  return decoder?.vocabulary ?? tableRows(model, findIds(model, name).name);
 }
 
 /**

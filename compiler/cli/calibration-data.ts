@@ -16,6 +16,7 @@ import { createTokenizer } from '../../runtime/text/tokenizer.ts';
 import type { CalibrationCache } from '../calibrate/cache.ts';
 import { FolderCache } from '../calibrate/cache.ts';
 import type { Samples } from '../calibrate/samples.ts';
+import { varyWindows } from '../calibrate/vary-windows.ts';
 import {
   arraySamples,
   chooseWindows,
@@ -24,6 +25,7 @@ import {
   defaultWindows,
   randomSamples,
   tensorSamples,
+  vocabularyOf,
   windowSamples,
 } from '../calibrate/samples.ts';
 import { countParameters } from '../choose-format.ts';
@@ -391,7 +393,8 @@ function textSamples(
   const isLarge = countParameters(model) > LARGE_MODEL_PARAMETERS;
   const count = isLarge ? LARGE_MODEL_WINDOWS : defaultWindows.count;
   const windows = chooseWindows(ids, name, { length, count, seed });
-  return windowSamples(model, decoder, windows, name);
+  const varied = varyWindows(windows, vocabularyOf(model, decoder, name), seed);
+  return windowSamples(model, decoder, varied, name);
 }
 
 /** Text that a model writes, from its start token on, each window for itself. */

@@ -25,10 +25,13 @@ import type { Samples } from '../../compiler/calibrate/samples.ts';
 import {
   arraySamples,
   chooseWindows,
+  defaultWindows,
   partOf,
   tensorSamples,
+  vocabularyOf,
   windowSamples,
 } from '../../compiler/calibrate/samples.ts';
+import { varyWindows } from '../../compiler/calibrate/vary-windows.ts';
 import { subjectOf } from '../../compiler/calibrate/subject.ts';
 import type { Front } from '../../compiler/front-half.ts';
 import { FrontHalves } from '../../compiler/front-half.ts';
@@ -203,7 +206,11 @@ async function nib(): Promise<void> {
     windowSamples(
       model,
       decoder,
-      chooseWindows(fitted, 'calibration.txt', { count: windows }),
+      varyWindows(
+        chooseWindows(fitted, 'calibration.txt', { count: windows }),
+        vocabularyOf(model, decoder, 'calibration.txt'),
+        defaultWindows.seed,
+      ),
       'calibration.txt',
     );
   const gptq = await opened('builtin:nib', 'gptq', calibration);

@@ -69,7 +69,13 @@ test('searched divisors lose less when weights are rounded, and leave logits as 
     if (list === undefined || known === undefined) continue;
     const { rows, columns } = unit;
     const sample = { rows, columns, values: unitRows(unit).read(0, rows).slice() };
-    before += roundingLoss(sample, new Float64Array(columns).fill(1), known.meanSquare, w4, algebra);
+    before += roundingLoss(
+      sample,
+      new Float64Array(columns).fill(1),
+      known.meanSquare,
+      w4,
+      algebra,
+    );
     after += roundingLoss(sample, Float64Array.from(list), known.meanSquare, w4, algebra);
   }
   assert(after < 0.97 * before, `${before} -> ${after}`);
