@@ -1,14 +1,13 @@
 /**
- * Makes some windows of a calibration text unlike it, so that rounding is not fitted to that text alone.
+ * Makes windows that formats are compared on unlike the text they come from.
  *
  *   of every four   one as it is
  *                   two with names: strings of a few random tokens that come back all through the window
  *                   one of nothing but a string of tokens of the text, again and again
  *
  * Text a model meets later has words that calibration text has not (names, markup, code), and predicts them by
- * copying from before. Nothing in a text of one kind tells rounding to spare what copies, and Hessians of one kind of
- * text hide directions that others use. Names are of any tokens, for a text of one kind has few. Figures:
- * decisions/004-choosing-formats.md.
+ * copying from before. Nothing in a text of one kind tells a choice of formats to spare what copies. Names are of any
+ * tokens, for a text of one kind has few. Figures: decisions/004-choosing-formats.md.
  */
 import { createRandom } from '../../runtime/text/random.ts';
 
@@ -25,15 +24,17 @@ const NAME_DISTANCE = [6, 25] as const;
 const REPEATED_TOKENS = [24, 63] as const;
 
 /**
- * Varies windows.
+ * Varies the last windows.
  *
  * @param windows - token ids
+ * @param count - how many are varied
  * @param vocabulary - how many tokens there are; Infinity: as many as the text shows
  * @param seed - which random tokens
  * @returns as many, as long
  */
 export function varyWindows(
   windows: readonly (readonly number[])[],
+  count: number,
   vocabulary: number,
   seed: number,
 ): readonly (readonly number[])[] {
@@ -64,8 +65,9 @@ export function varyWindows(
     const string = Array.from({ length: within(REPEATED_TOKENS) }, tokenOfText);
     return window.map((_, index) => string[index % string.length] ?? 0);
   };
+  const first = windows.length - count;
   return windows.map((window, index) => {
-    const kind = kinds[index % kinds.length];
+    const kind = index < first ? 'plain' : kinds[(index - first) % kinds.length];
     return kind === 'names' ? withNames(window) : kind === 'repeated' ? repeated(window) : window;
   });
 }

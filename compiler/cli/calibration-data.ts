@@ -33,6 +33,7 @@ import { dimToText } from '../ir/dim.ts';
 import type { Model } from '../ir/graph.ts';
 import { NodeFiles } from '../node.ts';
 import { defaultCacheFolder } from '../node-source.ts';
+import { gateCount } from '../search/calibrated.ts';
 import type { ModelSource } from '../source.ts';
 import { readData, readTensor, readText, sha256Of } from './data.ts';
 import { openAsIs } from './opening.ts';
@@ -393,7 +394,8 @@ function textSamples(
   const isLarge = countParameters(model) > LARGE_MODEL_PARAMETERS;
   const count = isLarge ? LARGE_MODEL_WINDOWS : defaultWindows.count;
   const windows = chooseWindows(ids, name, { length, count, seed });
-  const varied = varyWindows(windows, vocabularyOf(model, decoder, name), seed);
+  const kept = gateCount({ count: windows.length, tokens: length });
+  const varied = varyWindows(windows, kept, vocabularyOf(model, decoder, name), seed);
   return windowSamples(model, decoder, varied, name);
 }
 

@@ -73,6 +73,12 @@ const GATE_SHARE = 8;
 /** Samples formats are compared on, at most, of text and of anything else. */
 const GATE_SAMPLES = { text: 8, other: 64 } as const;
 
+/** How many samples, the last ones, formats are compared on. */
+export function gateCount({ count, tokens }: Pick<Samples, 'count' | 'tokens'>): number {
+  const most = tokens > 1 ? GATE_SAMPLES.text : GATE_SAMPLES.other;
+  return Math.min(most, Math.ceil(count / GATE_SHARE));
+}
+
 /**
  * The samples that anything is fitted to, and those that formats are compared on.
  *
@@ -82,8 +88,7 @@ export function splitSamples(samples: Samples): {
   readonly fitted: Samples;
   readonly gate: Samples;
 } {
-  const most = samples.tokens > 1 ? GATE_SAMPLES.text : GATE_SAMPLES.other;
-  const kept = Math.min(most, Math.ceil(samples.count / GATE_SHARE));
+  const kept = gateCount(samples);
   if (samples.count < 2)
     throw new FettleError(
       'USAGE',

@@ -47,7 +47,11 @@ import { parseRecipe } from '../../compiler/recipe.ts';
 import type { AllocatedFormats } from '../../compiler/search/allocate.ts';
 import { allocate } from '../../compiler/search/allocate.ts';
 import { baselineNames } from '../../compiler/search/baselines.ts';
-import { CalibratedModel, MIN_MIXED_ELEMENTS } from '../../compiler/search/calibrated.ts';
+import {
+  CalibratedModel,
+  gateCount,
+  MIN_MIXED_ELEMENTS,
+} from '../../compiler/search/calibrated.ts';
 import { matrixCost } from '../../compiler/search/cost.ts';
 import { FormatSearch } from '../../compiler/search/format-search.ts';
 import { tokenize } from '../../compiler/cli/calibration-data.ts';
@@ -208,6 +212,7 @@ async function nib(): Promise<void> {
       decoder,
       varyWindows(
         chooseWindows(fitted, 'calibration.txt', { count: windows }),
+        gateCount({ count: windows, tokens: WINDOW }),
         vocabularyOf(model, decoder, 'calibration.txt'),
         defaultWindows.seed,
       ),

@@ -8,7 +8,7 @@ const windows = Array.from({ length: 8 }, (_, w) =>
 );
 
 test('one window of four stays, two get names that come back, one repeats a string', () => {
-  const varied = varyWindows(windows, 2000, 1);
+  const varied = varyWindows(windows, 8, 2000, 1);
   assert.deepEqual(
     varied.map(({ length }) => length),
     windows.map(({ length }) => length),
@@ -33,19 +33,26 @@ test('one window of four stays, two get names that come back, one repeats a stri
 
 test('tokens are of the vocabulary, repeated ones of the text, and a seed gives the same ones again', () => {
   const known = new Set(windows.flat());
-  const varied = varyWindows(windows, 2000, 7);
+  const varied = varyWindows(windows, 8, 2000, 7);
   assert.ok(varied.flat().every((token) => token >= 0 && token < 2000));
   assert.ok(varied.flat().some((token) => !known.has(token)));
   assert.ok(varied[2]?.every((token) => known.has(token)) === true);
-  assert.deepEqual(varyWindows(windows, 2000, 7), varied);
-  assert.notDeepEqual(varyWindows(windows, 2000, 8), varied);
+  assert.deepEqual(varyWindows(windows, 8, 2000, 7), varied);
+  assert.notDeepEqual(varyWindows(windows, 8, 2000, 8), varied);
 });
 
 test('windows shorter than a name, and none at all, are no error', () => {
-  assert.deepEqual(varyWindows([], 10, 1), []);
-  const short = varyWindows([[5], [6], [7], [8]], 10, 1);
+  assert.deepEqual(varyWindows([], 0, 10, 1), []);
+  const short = varyWindows([[5], [6], [7], [8]], 4, 10, 1);
   assert.deepEqual(
     short.map(({ length }) => length),
     [1, 1, 1, 1],
   );
+});
+
+test('windows before the last ones stay', () => {
+  const varied = varyWindows(windows, 3, 2000, 1);
+  assert.deepEqual(varied.slice(0, 6), windows.slice(0, 6));
+  assert.notDeepEqual(varied[6], windows[6]);
+  assert.notDeepEqual(varied[7], windows[7]);
 });
