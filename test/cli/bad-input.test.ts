@@ -169,9 +169,11 @@ describe('places', () => {
     const child = spawn(process.execPath, [bin, ...args, '--json', '--out', join(place, 'out')]);
     let stdout = '';
     child.stdout.on('data', (text: Buffer) => (stdout += text.toString()));
-    // once the place is reserved, the work has begun
+    // once the place is reserved, the work has begun; a second signal would end it at once
     const watch = setInterval(() => {
-      if (readdirSync(place).length > 0) child.kill('SIGINT');
+      if (readdirSync(place).length === 0) return;
+      clearInterval(watch);
+      child.kill('SIGINT');
     }, 100);
     const code = await new Promise((resolve) => child.on('exit', resolve));
     clearInterval(watch);
