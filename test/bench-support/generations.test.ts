@@ -35,6 +35,7 @@ test('a fast engine warms up for a number of generations, then gives all samples
 test('a slow engine warms up for a time, then gives one sample or more', async () => {
   const limits = { warmUp: { generations: 4, ms: 30 }, repeatMs: 10 };
   const { warmUps, steady } = await measureGenerations({ ...settings, ...limits }, taking(20));
-  assert.equal(warmUps, 2);
-  assert.deepEqual(indices(steady), [2]);
+  // two of 20 ms, or one that a busy machine has made longer
+  assert.ok(warmUps >= 1 && warmUps <= 2, `${warmUps}`);
+  assert.deepEqual(indices(steady), [warmUps]);
 });
